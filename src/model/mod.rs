@@ -1,0 +1,15 @@
+//! The nouns of the house: keys, nodes, time, versions, records, quorums.
+//!
+//! Everything here is a value with laws. Knows nothing of rings, sockets, clocks or threads.
+
+mod hlc;
+mod key;
+mod node;
+mod quorum;
+mod record;
+
+pub use hlc::{ClockDrift, Hlc, HlcTime, Millis};
+pub use key::{KEY_BYTES_MAX, KeyError, check_key};
+pub use node::{NODE_NAME_BYTES_MAX, NodeId, NodeIdError, NodeTag};
+pub use quorum::{Quorum, QuorumError, REPLICAS_MAX};
+pub use record::{Body, Expiry, Record, Stamp, Version};

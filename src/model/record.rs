@@ -1,0 +1,200 @@
+//! What a replica holds for a key, and the law by which two holdings become one.
+
+use std::fmt;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::{HlcTime, Millis, NodeTag};
+
+/// The order of writes on one key: clock first, the writer's tag breaks ties. A total order.
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+pub struct Version {
+    /// When, by the writer's hybrid logical clock.
+    pub hlc: HlcTime,
+    /// Who wrote it.
+    pub node: NodeTag,
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@{:x}", self.hlc, self.node.0)
+    }
+}
+
+/// All that orders two states of one key: the value's version, then the expiry's.
+///
+/// A change of expiry alone moves `expiry` and leaves `value`, so it can beat an older expiry of
+/// the same value and never a newer value.
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+pub struct Stamp {
+    /// The version of the value (or tombstone).
+    pub value: Version,
+    /// The version of the expiry; equal to `value` until `EXPIRE` or a like command changes it.
+    pub expiry: Version,
+}
+
+impl Stamp {
+    /// The stamp of a fresh write: its expiry is as old as its value.
+    #[must_use]
+    pub const fn fresh(version: Version) -> Self {
+        Self {
+            value: version,
+            expiry: version,
+        }
+    }
+
+    /// The newest version in it: what a clock must pass to write after it.
+    #[must_use]
+    pub fn newest(self) -> Version {
+        self.value.max(self.expiry)
+    }
+}
+
+/// When a record ends, and which write said so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Expiry {
+    /// The version of the write that set it.
+    pub version: Version,
+    /// The moment from which on the record is gone; `None`: it stays.
+    pub at: Option<Millis>,
+}
+
+/// What a key holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Body {
+    /// A value.
+    Value(Bytes),
+    /// "Deleted at this version."
+    Tombstone,
+}
+
+/// One key's state on one replica.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    /// The version of `body`.
+    pub version: Version,
+    /// When it ends; its own version is at least `version`.
+    pub expiry: Expiry,
+    /// The value or the tombstone.
+    pub body: Body,
+}
+
+impl Record {
+    /// A fresh write of a value.
+    #[must_use]
+    pub const fn value(version: Version, expires_at: Option<Millis>, value: Bytes) -> Self {
+        Self {
+            version,
+            expiry: Expiry {
+                version,
+                at: expires_at,
+            },
+            body: Body::Value(value),
+        }
+    }
+
+    /// A delete.
+    #[must_use]
+    pub const fn tombstone(version: Version) -> Self {
+        Self {
+            version,
+            expiry: Expiry { version, at: None },
+            body: Body::Tombstone,
+        }
+    }
+
+    /// What orders this state among all states of its key.
+    #[must_use]
+    pub const fn stamp(&self) -> Stamp {
+        Stamp {
+            value: self.version,
+            expiry: self.expiry.version,
+        }
+    }
+
+    /// Whether its time is over at `now`.
+    #[must_use]
+    pub fn is_expired(&self, now: Millis) -> bool {
+        self.expiry.at.is_some_and(|at| at <= now)
+    }
+
+    /// The newer of two states of one key: the one with the greater [`Stamp`].
+    ///
+    /// Law: `a.merge(b) == b.merge(a)`, `a.merge(a) == a`,
+    /// `a.merge(b).merge(c) == a.merge(b.merge(c))`, as long as equal stamps mean equal states,
+    /// which holds because a version is given to one write only.
+    #[must_use]
+    pub fn merge(self, other: Self) -> Self {
+        if other.stamp() > self.stamp() {
+            other
+        } else {
+            self
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// States as writes make them: the body is a function of the version and the end a function
+    /// of the expiry's version, because a version is given to one write only.
+    fn record() -> impl Strategy<Value = Record> {
+        (0u64..4, 0u64..3, 0u64..4).prop_map(|(hlc, node, later)| {
+            let version = Version {
+                hlc: HlcTime(hlc),
+                node: NodeTag(node),
+            };
+            let expiry_version = Version {
+                hlc: HlcTime(hlc + later),
+                node: NodeTag(node),
+            };
+            let body = match hlc {
+                0 => Body::Tombstone,
+                _ => Body::Value(Bytes::from(format!("{version}"))),
+            };
+            let at = (later % 2 == 1).then_some(Millis(hlc + later));
+            Record {
+                version,
+                expiry: Expiry {
+                    version: expiry_version,
+                    at,
+                },
+                body,
+            }
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn merge_is_commutative(a in record(), b in record()) {
+            prop_assert_eq!(a.clone().merge(b.clone()), b.merge(a));
+        }
+
+        #[test]
+        fn merge_is_associative(a in record(), b in record(), c in record()) {
+            let left = a.clone().merge(b.clone()).merge(c.clone());
+            prop_assert_eq!(left, a.merge(b.merge(c)));
+        }
+
+        #[test]
+        fn merge_is_idempotent(a in record(), b in record()) {
+            let once = a.clone().merge(b.clone());
+            prop_assert_eq!(a.clone().merge(a.clone()), a);
+            prop_assert_eq!(once.clone().merge(b), once);
+        }
+
+        #[test]
+        fn an_expiry_never_beats_a_newer_value(a in record(), b in record()) {
+            prop_assume!(a.version < b.version);
+            prop_assert_eq!(a.merge(b.clone()).body, b.body);
+        }
+    }
+}
