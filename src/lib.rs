@@ -24,3 +24,6 @@
 
 pub mod env;
 pub mod model;
+pub mod protocol;
+pub mod store;
+pub mod wire;

@@ -2,14 +2,16 @@
 //!
 //! Everything here is a value with laws. Knows nothing of rings, sockets, clocks or threads.
 
+mod hash;
 mod hlc;
 mod key;
 mod node;
 mod quorum;
 mod record;
 
+pub use hash::{Digest, HashedKey, KeyHasher, PartitionId};
 pub use hlc::{ClockDrift, Hlc, HlcTime, Millis};
 pub use key::{KEY_BYTES_MAX, KeyError, check_key};
 pub use node::{NODE_NAME_BYTES_MAX, NodeId, NodeIdError, NodeTag};
 pub use quorum::{Quorum, QuorumError, REPLICAS_MAX};
-pub use record::{Body, Expiry, Record, Stamp, Version};
+pub use record::{Body, Expiry, Prior, Record, RecordRef, Stamp, Summary, Version};

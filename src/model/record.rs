@@ -138,6 +138,74 @@ impl Record {
     }
 }
 
+/// A [`Record`] that borrows its value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RecordRef<'a> {
+    /// The version of the value or tombstone.
+    pub version: Version,
+    /// When it ends.
+    pub expiry: Expiry,
+    /// The value; `None`: a tombstone.
+    pub value: Option<&'a [u8]>,
+}
+
+impl RecordRef<'_> {
+    /// What orders this record.
+    #[must_use]
+    pub const fn stamp(&self) -> Stamp {
+        Stamp { value: self.version, expiry: self.expiry.version }
+    }
+
+    /// A copy that stands on its own.
+    #[must_use]
+    pub fn to_record(&self) -> Record {
+        let body = self.value.map_or(Body::Tombstone, |v| Body::Value(Bytes::copy_from_slice(v)));
+        Record { version: self.version, expiry: self.expiry, body }
+    }
+}
+
+impl<'a> From<&'a Record> for RecordRef<'a> {
+    fn from(record: &'a Record) -> Self {
+        let value = match &record.body {
+            Body::Value(value) => Some(&value[..]),
+            Body::Tombstone => None,
+        };
+        Self { version: record.version, expiry: record.expiry, value }
+    }
+}
+
+/// What a replica holds of a key, without the value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Summary {
+    /// What orders it.
+    pub stamp: Stamp,
+    /// When it ends.
+    pub expires_at: Option<Millis>,
+    /// The length of its value in bytes; `None`: a tombstone.
+    pub value_bytes: Option<u64>,
+}
+
+impl Summary {
+    /// The summary of a record.
+    #[must_use]
+    pub fn of(record: RecordRef<'_>) -> Self {
+        Self {
+            stamp: record.stamp(),
+            expires_at: record.expiry.at,
+            value_bytes: record.value.map(|value| value.len() as u64),
+        }
+    }
+}
+
+/// What a replica held of a key before a change.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Prior {
+    /// The stamp of what was there, an expired record included; `None`: nothing was.
+    pub stamp: Option<Stamp>,
+    /// Whether it was a value whose time was not over.
+    pub live: bool,
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

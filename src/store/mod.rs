@@ -1,0 +1,285 @@
+//! What this node holds: records by partition and key.
+//!
+//! Knows nothing of rings, peers or clocks: `now` and versions are handed in. The only user of
+//! dashmap: it shards the partitions, each partition is a table of packed records with its digest,
+//! so that a record and the digest that counts it change under one lock.
+
+mod packed;
+
+use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use dashmap::DashMap;
+use hashbrown::HashTable;
+use hashbrown::hash_table::Entry;
+
+use crate::model::{
+    Digest, Expiry, HashedKey, KeyHasher, Millis, PartitionId, Prior, RecordRef, Stamp, Summary,
+};
+
+use packed::Packed;
+
+/// All records of one node.
+#[derive(Debug)]
+pub struct Store {
+    hasher: KeyHasher,
+    partitions: DashMap<PartitionId, Partition, BuildHasherDefault<PartitionHasher>>,
+    keys: AtomicU64,
+    tombstones: AtomicU64,
+    bytes: AtomicU64,
+}
+
+/// What became of a write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Applied {
+    /// It is what the store holds now.
+    Applied {
+        /// What it replaced.
+        prior: Prior,
+    },
+    /// The store holds something newer and keeps that.
+    Superseded {
+        /// What it holds.
+        by: Prior,
+    },
+}
+
+/// What became of a change of expiry alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExpiryChange {
+    /// It took effect, or there was no live value to take effect on.
+    Done {
+        /// What the store holds now.
+        now_held: Option<Summary>,
+        /// When the value was to end before.
+        expired_at_before: Option<Millis>,
+    },
+    /// A newer write or change of expiry is there.
+    Superseded {
+        /// Its stamp.
+        by: Stamp,
+    },
+}
+
+impl Store {
+    /// An empty store that finds keys by `hasher`.
+    #[must_use]
+    pub fn new(hasher: KeyHasher) -> Self {
+        Self {
+            hasher,
+            partitions: DashMap::default(),
+            keys: AtomicU64::new(0),
+            tombstones: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+        }
+    }
+
+    /// Reads a record in place: `read` runs under the partition's lock and must be short. It gets
+    /// `None` when there is no record, or one whose time is over. Tombstones are records.
+    pub fn read<T>(
+        &self,
+        key: HashedKey<'_>,
+        now: Millis,
+        read: impl FnOnce(Option<RecordRef<'_>>) -> T,
+    ) -> T {
+        let Some(partition) = self.partitions.get(&key.partition) else {
+            return read(None);
+        };
+        let found = partition.find(key).filter(|packed| !packed.is_expired(now));
+        read(found.map(Packed::record))
+    }
+
+    /// What is held of a key, without its value.
+    #[must_use]
+    pub fn summary(&self, key: HashedKey<'_>, now: Millis) -> Option<Summary> {
+        self.read(key, now, |record| record.map(Summary::of))
+    }
+
+    /// Takes a record if it is newer than what is held. Taking the same one twice is harmless.
+    pub fn apply(&self, key: HashedKey<'_>, record: RecordRef<'_>, now: Millis) -> Applied {
+        let mut partition = self.partitions.entry(key.partition).or_default();
+        let Partition { table, digest, next_expiry } = &mut *partition;
+        let is_key = |packed: &Packed| packed.key() == key.bytes;
+        let rehash = |packed: &Packed| table_hash(self.hasher.hash(packed.key()));
+        match table.entry(table_hash(key.hash), is_key, rehash) {
+            Entry::Vacant(vacant) => {
+                let packed = Packed::new(key.bytes, record);
+                self.count(&packed, u64::wrapping_add);
+                *digest = digest.plus(self.digest_of(key, &packed));
+                *next_expiry = earlier(*next_expiry, packed.expires_at());
+                vacant.insert(packed);
+                Applied::Applied { prior: Prior::default() }
+            }
+            Entry::Occupied(mut occupied) => {
+                let packed = occupied.get_mut();
+                let prior = prior(packed, now);
+                if packed.stamp() > record.stamp() {
+                    return Applied::Superseded { by: prior };
+                }
+                self.count(packed, u64::wrapping_sub);
+                *digest = digest.minus(self.digest_of(key, packed));
+                packed.replace(record);
+                self.count(packed, u64::wrapping_add);
+                *digest = digest.plus(self.digest_of(key, packed));
+                *next_expiry = earlier(*next_expiry, record.expiry.at);
+                Applied::Applied { prior }
+            }
+        }
+    }
+
+    /// Changes when a live value ends and nothing else. `version` is the change's own: a write or
+    /// another change that is newer wins.
+    pub fn change_expiry(
+        &self,
+        key: HashedKey<'_>,
+        expiry: Expiry,
+        now: Millis,
+    ) -> ExpiryChange {
+        let nothing = ExpiryChange::Done { now_held: None, expired_at_before: None };
+        let Some(mut partition) = self.partitions.get_mut(&key.partition) else {
+            return nothing;
+        };
+        let Partition { table, digest, next_expiry } = &mut *partition;
+        let Some(packed) = table.find_mut(table_hash(key.hash), |p| p.key() == key.bytes) else {
+            return nothing;
+        };
+        let held = packed.stamp();
+        if held.newest() > expiry.version {
+            return ExpiryChange::Superseded { by: held };
+        }
+        if packed.is_expired(now) {
+            return nothing;
+        }
+        let expired_at_before = packed.expires_at();
+        // Nothing to persist: leave the stamp alone, cost no repair.
+        let no_change = expired_at_before.is_none() && expiry.at.is_none();
+        if packed.is_value() && !no_change {
+            self.count(packed, u64::wrapping_sub);
+            *digest = digest.minus(self.digest_of(key, packed));
+            packed.replace_expiry(expiry);
+            self.count(packed, u64::wrapping_add);
+            *digest = digest.plus(self.digest_of(key, packed));
+            *next_expiry = earlier(*next_expiry, expiry.at);
+        }
+        ExpiryChange::Done { now_held: Some(Summary::of(packed.record())), expired_at_before }
+    }
+
+    /// Frees the records of one partition whose time is over at `now`. How many there were.
+    pub fn sweep(&self, partition: PartitionId, now: Millis) -> u64 {
+        // A look under the read lock first: most partitions have nothing that is due.
+        let due = |partition: &Partition| partition.next_expiry.is_some_and(|at| at <= now);
+        if !self.partitions.get(&partition).is_some_and(|partition| due(&partition)) {
+            return 0;
+        }
+        let Some(mut partition) = self.partitions.get_mut(&partition) else {
+            return 0;
+        };
+        let Partition { table, digest, next_expiry } = &mut *partition;
+        let mut freed = 0;
+        *next_expiry = None;
+        table.retain(|packed| {
+            if packed.is_expired(now) {
+                self.count(packed, u64::wrapping_sub);
+                let hash = self.hasher.hash(packed.key());
+                *digest = digest.minus(self.hasher.digest_of(hash, packed.stamp()));
+                freed += 1;
+                return false;
+            }
+            *next_expiry = earlier(*next_expiry, packed.expires_at());
+            true
+        });
+        if table.capacity() > 64 && table.len() < table.capacity() / 4 {
+            table.shrink_to_fit(|packed| table_hash(self.hasher.hash(packed.key())));
+        }
+        freed
+    }
+
+    /// The digest of one partition.
+    #[must_use]
+    pub fn digest(&self, partition: PartitionId) -> Digest {
+        self.partitions.get(&partition).map_or_else(Digest::default, |partition| partition.digest)
+    }
+
+    /// How many values are held; those whose time is over count until they are freed.
+    #[must_use]
+    pub fn keys(&self) -> u64 {
+        self.keys.load(Ordering::Relaxed)
+    }
+
+    /// How many tombstones are held.
+    #[must_use]
+    pub fn tombstones(&self) -> u64 {
+        self.tombstones.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of all records: headers, keys and values.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    fn digest_of(&self, key: HashedKey<'_>, packed: &Packed) -> Digest {
+        self.hasher.digest_of(key.hash, packed.stamp())
+    }
+
+    fn count(&self, packed: &Packed, change: fn(u64, u64) -> u64) {
+        let records = if packed.is_value() { &self.keys } else { &self.tombstones };
+        // Wrapping: taking away is adding the two's complement, in one atomic step each.
+        records.fetch_add(change(0, 1), Ordering::Relaxed);
+        self.bytes.fetch_add(change(0, packed.bytes()), Ordering::Relaxed);
+    }
+}
+
+fn prior(packed: &Packed, now: Millis) -> Prior {
+    Prior { stamp: Some(packed.stamp()), live: packed.is_value() && !packed.is_expired(now) }
+}
+
+#[derive(Debug, Default)]
+struct Partition {
+    table: HashTable<Packed>,
+    digest: Digest,
+    /// No record ends before this moment; `None`: none ends at all.
+    next_expiry: Option<Millis>,
+}
+
+impl Partition {
+    fn find(&self, key: HashedKey<'_>) -> Option<&Packed> {
+        self.table.find(table_hash(key.hash), |packed| packed.key() == key.bytes)
+    }
+}
+
+fn earlier(a: Option<Millis>, b: Option<Millis>) -> Option<Millis> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    }
+}
+
+/// All keys of a partition share the top bits of their hash, and hashbrown tags entries with the
+/// top seven: turn fresh bits up, or every probe would compare keys.
+const fn table_hash(key_hash: u64) -> u64 {
+    key_hash.rotate_left(32)
+}
+
+/// Spreads consecutive partition numbers over dashmap's shards, which it picks by the top bits.
+#[derive(Debug, Default)]
+struct PartitionHasher(u64);
+
+impl Hasher for PartitionHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.write_u16(u16::from(byte));
+        }
+    }
+
+    fn write_u16(&mut self, number: u16) {
+        self.0 = (self.0 ^ u64::from(number)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+}
+
+#[cfg(test)]
+mod tests;

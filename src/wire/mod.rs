@@ -1,0 +1,169 @@
+//! What peers say to each other: frames of MessagePack operations.
+//!
+//! A frame is a length (4 bytes, little endian), a header, then as many operations as the header
+//! counts. Keys and values borrow from the received frame. Knows nothing of sockets or of what an
+//! operation does.
+//!
+//! Variant names are one letter because MessagePack carries them.
+
+mod frame;
+
+pub use frame::{
+    FrameError, FrameReader, LENGTH_BYTES, encode, finish_frame, split_frame, start_frame,
+};
+
+use serde::{Deserialize, Serialize};
+use serde_bytes::Bytes;
+use thiserror::Error;
+
+use crate::model::{Expiry, HlcTime, Millis, NodeTag, Prior, RecordRef, Stamp, Summary, Version};
+
+/// The version of everything peers must agree on: frames, hashes, placement.
+pub const WIRE_VERSION: u32 = 1;
+
+/// What a request frame starts with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RequestHeader {
+    /// The caller's number for this frame; the response repeats it.
+    pub id: u64,
+    /// How long the caller still waits for the response, in milliseconds.
+    pub budget_ms: u32,
+    /// How many operations follow.
+    pub count: u32,
+}
+
+/// What a response frame starts with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResponseHeader {
+    /// The number of the request frame.
+    pub id: u64,
+    /// How many answers follow, one for each operation, in their order.
+    pub count: u32,
+}
+
+/// One operation for a replica.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Operation<'a> {
+    /// Give the whole record.
+    #[serde(rename = "r", borrow)]
+    Read(&'a Bytes),
+    /// Give what is known of the record without its value.
+    #[serde(rename = "s", borrow)]
+    Summary(&'a Bytes),
+    /// Take a record if it is newer.
+    #[serde(rename = "w")]
+    Write(#[serde(borrow)] &'a Bytes, #[serde(borrow)] WireRecord<'a>),
+    /// Change when a value ends.
+    #[serde(rename = "e")]
+    Expire(#[serde(borrow)] &'a Bytes, WireExpiry),
+    /// Give the member table.
+    #[serde(rename = "m")]
+    Members,
+}
+
+/// A record on the wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WireRecord<'a> {
+    version: WireVersion,
+    /// The expiry's own version, where it differs from the value's.
+    expiry_version: Option<WireVersion>,
+    expires_at: Option<Millis>,
+    #[serde(borrow)]
+    value: Option<&'a Bytes>,
+}
+
+/// An expiry on the wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WireExpiry {
+    version: WireVersion,
+    at: Option<Millis>,
+}
+
+/// A replica's answer to one operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Answer<'a> {
+    /// To `Read`: the record, or that there is none.
+    #[serde(rename = "r", borrow)]
+    Record(Option<WireRecord<'a>>),
+    /// To `Summary`, and to `Read` where the response frame has no room for one more value.
+    #[serde(rename = "s")]
+    Summary(Option<Summary>),
+    /// To `Write`: taken; what was there before.
+    #[serde(rename = "a")]
+    Applied(Prior),
+    /// To `Write`: not taken, because of this.
+    #[serde(rename = "n")]
+    Superseded(Prior),
+    /// To `Expire`: what is held now, and when the value was to end before.
+    #[serde(rename = "e")]
+    Expiry(Option<Summary>, Option<Millis>),
+    /// To `Expire`: not changed, because of this.
+    #[serde(rename = "x")]
+    ExpirySuperseded(Stamp),
+    /// To `Members`: the encoded member table.
+    #[serde(rename = "m", borrow)]
+    Members(&'a Bytes),
+    /// To any: not done.
+    #[serde(rename = "f")]
+    Refused(Refusal),
+}
+
+/// Why a replica did not do what it was asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, Error)]
+pub enum Refusal {
+    /// The version is too far ahead of the replica's clock.
+    #[error("the write's clock is too far ahead of the replica's clock")]
+    #[serde(rename = "c")]
+    ClockDrift,
+    /// The key or the value breaks a limit of the replica.
+    #[error("the key or value is over a limit of the replica")]
+    #[serde(rename = "b")]
+    TooBig,
+}
+
+/// Two numbers; flat in MessagePack.
+type WireVersion = (u64, u64);
+
+impl<'a> From<RecordRef<'a>> for WireRecord<'a> {
+    fn from(record: RecordRef<'a>) -> Self {
+        let expiry_version = record.expiry.version;
+        Self {
+            version: to_wire(record.version),
+            expiry_version: (expiry_version != record.version).then(|| to_wire(expiry_version)),
+            expires_at: record.expiry.at,
+            value: record.value.map(Bytes::new),
+        }
+    }
+}
+
+impl<'a> From<WireRecord<'a>> for RecordRef<'a> {
+    fn from(record: WireRecord<'a>) -> Self {
+        let version = from_wire(record.version);
+        let expiry_version = record.expiry_version.map_or(version, from_wire);
+        Self {
+            version,
+            expiry: Expiry { version: expiry_version, at: record.expires_at },
+            value: record.value.map(|value| &**value),
+        }
+    }
+}
+
+impl From<Expiry> for WireExpiry {
+    fn from(expiry: Expiry) -> Self {
+        Self { version: to_wire(expiry.version), at: expiry.at }
+    }
+}
+
+impl From<WireExpiry> for Expiry {
+    fn from(expiry: WireExpiry) -> Self {
+        Self { version: from_wire(expiry.version), at: expiry.at }
+    }
+}
+
+const fn to_wire(version: Version) -> WireVersion {
+    (version.hlc.0, version.node.0)
+}
+
+const fn from_wire((hlc, node): WireVersion) -> Version {
+    Version { hlc: HlcTime(hlc), node: NodeTag(node) }
+}
