@@ -70,7 +70,11 @@ impl KeyHasher {
             stamp.expiry.hlc.0,
             stamp.expiry.node.0,
         ];
-        let half = |seed: u64| parts.iter().fold(fold(key_hash ^ seed, MIX), |h, &p| fold(h ^ p, seed));
+        let half = |seed: u64| {
+            parts
+                .iter()
+                .fold(fold(key_hash ^ seed, MIX), |h, &p| fold(h ^ p, seed))
+        };
         Digest((u128::from(half(high_seed)) << 64) | u128::from(half(low_seed)))
     }
 }
@@ -101,7 +105,10 @@ impl Digest {
 /// The two halves of a full product, folded: one multiplication mixes all bits (wyhash).
 fn fold(a: u64, b: u64) -> u64 {
     let product = u128::from(a) * u128::from(b);
-    #[expect(clippy::cast_possible_truncation, reason = "the low half is what is wanted")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the low half is what is wanted"
+    )]
     let low = product as u64;
     low ^ (product >> 64) as u64
 }
@@ -117,8 +124,14 @@ mod tests {
     use crate::model::{HlcTime, NodeTag, Version};
 
     fn stamp(hlc: u64, later: u64) -> Stamp {
-        let at = |hlc| Version { hlc: HlcTime(hlc), node: NodeTag(7) };
-        Stamp { value: at(hlc), expiry: at(hlc + later) }
+        let at = |hlc| Version {
+            hlc: HlcTime(hlc),
+            node: NodeTag(7),
+        };
+        Stamp {
+            value: at(hlc),
+            expiry: at(hlc + later),
+        }
     }
 
     proptest! {

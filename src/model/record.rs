@@ -153,14 +153,23 @@ impl RecordRef<'_> {
     /// What orders this record.
     #[must_use]
     pub const fn stamp(&self) -> Stamp {
-        Stamp { value: self.version, expiry: self.expiry.version }
+        Stamp {
+            value: self.version,
+            expiry: self.expiry.version,
+        }
     }
 
     /// A copy that stands on its own.
     #[must_use]
     pub fn to_record(&self) -> Record {
-        let body = self.value.map_or(Body::Tombstone, |v| Body::Value(Bytes::copy_from_slice(v)));
-        Record { version: self.version, expiry: self.expiry, body }
+        let body = self
+            .value
+            .map_or(Body::Tombstone, |v| Body::Value(Bytes::copy_from_slice(v)));
+        Record {
+            version: self.version,
+            expiry: self.expiry,
+            body,
+        }
     }
 }
 
@@ -170,7 +179,11 @@ impl<'a> From<&'a Record> for RecordRef<'a> {
             Body::Value(value) => Some(&value[..]),
             Body::Tombstone => None,
         };
-        Self { version: record.version, expiry: record.expiry, value }
+        Self {
+            version: record.version,
+            expiry: record.expiry,
+            value,
+        }
     }
 }
 

@@ -98,7 +98,11 @@ impl Store {
     /// Takes a record if it is newer than what is held. Taking the same one twice is harmless.
     pub fn apply(&self, key: HashedKey<'_>, record: RecordRef<'_>, now: Millis) -> Applied {
         let mut partition = self.partitions.entry(key.partition).or_default();
-        let Partition { table, digest, next_expiry } = &mut *partition;
+        let Partition {
+            table,
+            digest,
+            next_expiry,
+        } = &mut *partition;
         let is_key = |packed: &Packed| packed.key() == key.bytes;
         let rehash = |packed: &Packed| table_hash(self.hasher.hash(packed.key()));
         match table.entry(table_hash(key.hash), is_key, rehash) {
@@ -108,7 +112,9 @@ impl Store {
                 *digest = digest.plus(self.digest_of(key, &packed));
                 *next_expiry = earlier(*next_expiry, packed.expires_at());
                 vacant.insert(packed);
-                Applied::Applied { prior: Prior::default() }
+                Applied::Applied {
+                    prior: Prior::default(),
+                }
             }
             Entry::Occupied(mut occupied) => {
                 let packed = occupied.get_mut();
@@ -129,17 +135,19 @@ impl Store {
 
     /// Changes when a live value ends and nothing else. `version` is the change's own: a write or
     /// another change that is newer wins.
-    pub fn change_expiry(
-        &self,
-        key: HashedKey<'_>,
-        expiry: Expiry,
-        now: Millis,
-    ) -> ExpiryChange {
-        let nothing = ExpiryChange::Done { now_held: None, expired_at_before: None };
+    pub fn change_expiry(&self, key: HashedKey<'_>, expiry: Expiry, now: Millis) -> ExpiryChange {
+        let nothing = ExpiryChange::Done {
+            now_held: None,
+            expired_at_before: None,
+        };
         let Some(mut partition) = self.partitions.get_mut(&key.partition) else {
             return nothing;
         };
-        let Partition { table, digest, next_expiry } = &mut *partition;
+        let Partition {
+            table,
+            digest,
+            next_expiry,
+        } = &mut *partition;
         let Some(packed) = table.find_mut(table_hash(key.hash), |p| p.key() == key.bytes) else {
             return nothing;
         };
@@ -161,20 +169,31 @@ impl Store {
             *digest = digest.plus(self.digest_of(key, packed));
             *next_expiry = earlier(*next_expiry, expiry.at);
         }
-        ExpiryChange::Done { now_held: Some(Summary::of(packed.record())), expired_at_before }
+        ExpiryChange::Done {
+            now_held: Some(Summary::of(packed.record())),
+            expired_at_before,
+        }
     }
 
     /// Frees the records of one partition whose time is over at `now`. How many there were.
     pub fn sweep(&self, partition: PartitionId, now: Millis) -> u64 {
         // A look under the read lock first: most partitions have nothing that is due.
         let due = |partition: &Partition| partition.next_expiry.is_some_and(|at| at <= now);
-        if !self.partitions.get(&partition).is_some_and(|partition| due(&partition)) {
+        if !self
+            .partitions
+            .get(&partition)
+            .is_some_and(|partition| due(&partition))
+        {
             return 0;
         }
         let Some(mut partition) = self.partitions.get_mut(&partition) else {
             return 0;
         };
-        let Partition { table, digest, next_expiry } = &mut *partition;
+        let Partition {
+            table,
+            digest,
+            next_expiry,
+        } = &mut *partition;
         let mut freed = 0;
         *next_expiry = None;
         table.retain(|packed| {
@@ -197,7 +216,9 @@ impl Store {
     /// The digest of one partition.
     #[must_use]
     pub fn digest(&self, partition: PartitionId) -> Digest {
-        self.partitions.get(&partition).map_or_else(Digest::default, |partition| partition.digest)
+        self.partitions
+            .get(&partition)
+            .map_or_else(Digest::default, |partition| partition.digest)
     }
 
     /// How many values are held; those whose time is over count until they are freed.
@@ -223,15 +244,23 @@ impl Store {
     }
 
     fn count(&self, packed: &Packed, change: fn(u64, u64) -> u64) {
-        let records = if packed.is_value() { &self.keys } else { &self.tombstones };
+        let records = if packed.is_value() {
+            &self.keys
+        } else {
+            &self.tombstones
+        };
         // Wrapping: taking away is adding the two's complement, in one atomic step each.
         records.fetch_add(change(0, 1), Ordering::Relaxed);
-        self.bytes.fetch_add(change(0, packed.bytes()), Ordering::Relaxed);
+        self.bytes
+            .fetch_add(change(0, packed.bytes()), Ordering::Relaxed);
     }
 }
 
 fn prior(packed: &Packed, now: Millis) -> Prior {
-    Prior { stamp: Some(packed.stamp()), live: packed.is_value() && !packed.is_expired(now) }
+    Prior {
+        stamp: Some(packed.stamp()),
+        live: packed.is_value() && !packed.is_expired(now),
+    }
 }
 
 #[derive(Debug, Default)]
@@ -244,7 +273,8 @@ struct Partition {
 
 impl Partition {
     fn find(&self, key: HashedKey<'_>) -> Option<&Packed> {
-        self.table.find(table_hash(key.hash), |packed| packed.key() == key.bytes)
+        self.table
+            .find(table_hash(key.hash), |packed| packed.key() == key.bytes)
     }
 }
 

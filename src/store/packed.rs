@@ -54,20 +54,29 @@ impl Packed {
         let version = self.version();
         RecordRef {
             version,
-            expiry: Expiry { version: self.expiry_version(version), at: self.expires_at() },
-            value: self.is_value().then(|| &self.0[self.key_at() + self.key_len()..]),
+            expiry: Expiry {
+                version: self.expiry_version(version),
+                at: self.expires_at(),
+            },
+            value: self
+                .is_value()
+                .then(|| &self.0[self.key_at() + self.key_len()..]),
         }
     }
 
     /// What orders this record.
     pub(super) fn stamp(&self) -> Stamp {
         let value = self.version();
-        Stamp { value, expiry: self.expiry_version(value) }
+        Stamp {
+            value,
+            expiry: self.expiry_version(value),
+        }
     }
 
     /// When it ends.
     pub(super) fn expires_at(&self) -> Option<Millis> {
-        self.has(HAS_EXPIRY).then(|| Millis(self.u64_at(VERSION_END)))
+        self.has(HAS_EXPIRY)
+            .then(|| Millis(self.u64_at(VERSION_END)))
     }
 
     /// Whether its time is over at `now`.
@@ -95,7 +104,11 @@ impl Packed {
 
     fn expiry_version(&self, of_value: Version) -> Version {
         let at = VERSION_END + if self.has(HAS_EXPIRY) { 8 } else { 0 };
-        if self.has(HAS_EXPIRY_VERSION) { self.version_at(at) } else { of_value }
+        if self.has(HAS_EXPIRY_VERSION) {
+            self.version_at(at)
+        } else {
+            of_value
+        }
     }
 
     fn key_at(&self) -> usize {
@@ -108,7 +121,10 @@ impl Packed {
     }
 
     fn version_at(&self, at: usize) -> Version {
-        Version { hlc: HlcTime(self.u64_at(at)), node: NodeTag(self.u64_at(at + 8)) }
+        Version {
+            hlc: HlcTime(self.u64_at(at)),
+            node: NodeTag(self.u64_at(at + 8)),
+        }
     }
 
     fn u64_at(&self, at: usize) -> u64 {
@@ -137,7 +153,11 @@ impl Layout {
             flags |= HAS_EXPIRY_VERSION;
         }
         let key_at = header_bytes(flags) + KEY_LENGTH_BYTES;
-        Self { flags, key_at, total: key_at + key.len() + record.value.map_or(0, <[u8]>::len) }
+        Self {
+            flags,
+            key_at,
+            total: key_at + key.len() + record.value.map_or(0, <[u8]>::len),
+        }
     }
 
     fn write(&self, key: &[u8], record: RecordRef<'_>, bytes: &mut Vec<u8>) {
@@ -145,7 +165,10 @@ impl Layout {
         let header = &mut header[..header_bytes(self.flags)];
         self.write_header(record, header);
         bytes.extend_from_slice(header);
-        debug_assert!(!key.is_empty() && key.len() <= KEY_BYTES_MAX, "checked at the door");
+        debug_assert!(
+            !key.is_empty() && key.len() <= KEY_BYTES_MAX,
+            "checked at the door"
+        );
         let length_less_one = u16::try_from(key.len().saturating_sub(1)).unwrap_or(u16::MAX);
         bytes.extend_from_slice(&length_less_one.to_le_bytes());
         bytes.extend_from_slice(key);
@@ -173,7 +196,11 @@ impl Layout {
 
 const fn header_bytes(flags: u8) -> usize {
     let expiry = if flags & HAS_EXPIRY != 0 { 8 } else { 0 };
-    let expiry_version = if flags & HAS_EXPIRY_VERSION != 0 { VERSION_BYTES } else { 0 };
+    let expiry_version = if flags & HAS_EXPIRY_VERSION != 0 {
+        VERSION_BYTES
+    } else {
+        0
+    };
     VERSION_END + expiry + expiry_version
 }
 
@@ -195,18 +222,32 @@ mod tests {
     fn record() -> impl Strategy<Value = Record> {
         let version = || (any::<u64>(), any::<u64>());
         let body = prop::option::of(prop::collection::vec(any::<u8>(), 0..40));
-        (version(), prop::option::of(version()), prop::option::of(any::<u64>()), body).prop_map(
-            |((hlc, node), expiry, at, body)| {
-                let version = Version { hlc: HlcTime(hlc), node: NodeTag(node) };
+        (
+            version(),
+            prop::option::of(version()),
+            prop::option::of(any::<u64>()),
+            body,
+        )
+            .prop_map(|((hlc, node), expiry, at, body)| {
+                let version = Version {
+                    hlc: HlcTime(hlc),
+                    node: NodeTag(node),
+                };
                 let expiry_version = expiry.map_or(version, |(hlc, node)| Version {
                     hlc: HlcTime(hlc),
                     node: NodeTag(node),
                 });
                 let body = body.map_or(Body::Tombstone, |value| Body::Value(value.into()));
-                let expiry = Expiry { version: expiry_version, at: at.map(Millis) };
-                Record { version, expiry, body }
-            },
-        )
+                let expiry = Expiry {
+                    version: expiry_version,
+                    at: at.map(Millis),
+                };
+                Record {
+                    version,
+                    expiry,
+                    body,
+                }
+            })
     }
 
     proptest! {

@@ -14,15 +14,26 @@ fn store() -> Store {
 
 fn key(store: &Store, bytes: &'static [u8]) -> HashedKey<'static> {
     let hash = store.hasher.hash(bytes);
-    HashedKey { bytes, hash, partition: PartitionId(u16::try_from(hash >> 60).unwrap()) }
+    HashedKey {
+        bytes,
+        hash,
+        partition: PartitionId(u16::try_from(hash >> 60).unwrap()),
+    }
 }
 
 fn version(hlc: u64) -> Version {
-    Version { hlc: HlcTime(hlc), node: NodeTag(1) }
+    Version {
+        hlc: HlcTime(hlc),
+        node: NodeTag(1),
+    }
 }
 
 fn value(hlc: u64, ends: Option<u64>, text: &'static str) -> Record {
-    Record::value(version(hlc), ends.map(Millis), Bytes::from_static(text.as_bytes()))
+    Record::value(
+        version(hlc),
+        ends.map(Millis),
+        Bytes::from_static(text.as_bytes()),
+    )
 }
 
 fn put(store: &Store, name: &'static [u8], record: &Record) -> Applied {
@@ -30,17 +41,33 @@ fn put(store: &Store, name: &'static [u8], record: &Record) -> Applied {
 }
 
 fn held(store: &Store, name: &'static [u8], now: u64) -> Option<Record> {
-    store.read(key(store, name), Millis(now), |record| record.map(|r| r.to_record()))
+    store.read(key(store, name), Millis(now), |record| {
+        record.map(|r| r.to_record())
+    })
 }
 
 #[test]
 fn only_newer_writes_are_applied() {
     let store = store();
-    assert_eq!(put(&store, b"k", &value(5, None, "a")), Applied::Applied { prior: Prior::default() });
-    let by = Prior { stamp: Some(Stamp::fresh(version(5))), live: true };
-    assert_eq!(put(&store, b"k", &value(4, None, "b")), Applied::Superseded { by });
+    assert_eq!(
+        put(&store, b"k", &value(5, None, "a")),
+        Applied::Applied {
+            prior: Prior::default()
+        }
+    );
+    let by = Prior {
+        stamp: Some(Stamp::fresh(version(5))),
+        live: true,
+    };
+    assert_eq!(
+        put(&store, b"k", &value(4, None, "b")),
+        Applied::Superseded { by }
+    );
     assert_eq!(held(&store, b"k", 1_000), Some(value(5, None, "a")));
-    assert_eq!(put(&store, b"k", &value(6, None, "c")), Applied::Applied { prior: by });
+    assert_eq!(
+        put(&store, b"k", &value(6, None, "c")),
+        Applied::Applied { prior: by }
+    );
     assert_eq!((store.keys(), store.tombstones()), (1, 0));
 }
 
@@ -49,8 +76,13 @@ fn a_delete_leaves_a_tombstone_that_older_writes_cannot_pass() {
     let store = store();
     put(&store, b"k", &value(5, None, "a"));
     put(&store, b"k", &Record::tombstone(version(7)));
-    assert!(matches!(put(&store, b"k", &value(6, None, "b")), Applied::Superseded { by } if !by.live));
-    assert_eq!(held(&store, b"k", 1_000).map(|r| r.body), Some(Body::Tombstone));
+    assert!(
+        matches!(put(&store, b"k", &value(6, None, "b")), Applied::Superseded { by } if !by.live)
+    );
+    assert_eq!(
+        held(&store, b"k", 1_000).map(|r| r.body),
+        Some(Body::Tombstone)
+    );
     assert_eq!((store.keys(), store.tombstones()), (0, 1));
 }
 
@@ -74,21 +106,43 @@ fn an_expiry_changes_the_end_alone_and_loses_to_newer_writes() {
     let store = store();
     let k = key(&store, b"k");
     put(&store, b"k", &value(5, None, "a"));
-    let expiry = |hlc, at: Option<u64>| Expiry { version: version(hlc), at: at.map(Millis) };
+    let expiry = |hlc, at: Option<u64>| Expiry {
+        version: version(hlc),
+        at: at.map(Millis),
+    };
     let superseded = store.change_expiry(k, expiry(4, Some(9_000)), NOW);
-    assert_eq!(superseded, ExpiryChange::Superseded { by: Stamp::fresh(version(5)) });
-    let ExpiryChange::Done { now_held: Some(summary), expired_at_before: None } =
-        store.change_expiry(k, expiry(6, Some(9_000)), NOW)
+    assert_eq!(
+        superseded,
+        ExpiryChange::Superseded {
+            by: Stamp::fresh(version(5))
+        }
+    );
+    let ExpiryChange::Done {
+        now_held: Some(summary),
+        expired_at_before: None,
+    } = store.change_expiry(k, expiry(6, Some(9_000)), NOW)
     else {
         panic!("the expiry is newer than the value")
     };
-    assert_eq!(summary.stamp, Stamp { value: version(5), expiry: version(6) });
+    assert_eq!(
+        summary.stamp,
+        Stamp {
+            value: version(5),
+            expiry: version(6)
+        }
+    );
     assert_eq!(summary.expires_at, Some(Millis(9_000)));
     // The value is still the write at 5: a write at 6 or later replaces it, expiry and all.
     put(&store, b"k", &value(7, None, "b"));
     assert_eq!(held(&store, b"k", 9_000), Some(value(7, None, "b")));
     let absent = store.change_expiry(key(&store, b"absent"), expiry(8, Some(9_000)), NOW);
-    assert_eq!(absent, ExpiryChange::Done { now_held: None, expired_at_before: None });
+    assert_eq!(
+        absent,
+        ExpiryChange::Done {
+            now_held: None,
+            expired_at_before: None
+        }
+    );
 }
 
 proptest! {

@@ -36,7 +36,10 @@ pub enum FrameError {
 pub fn encode(item: &impl Serialize, out: &mut Vec<u8>) {
     // Writing to a Vec cannot fail, and the wire types have no shape that MessagePack lacks.
     let encoded = rmp_serde::encode::write(out, item);
-    debug_assert!(encoded.is_ok(), "wire types are always encodable: {encoded:?}");
+    debug_assert!(
+        encoded.is_ok(),
+        "wire types are always encodable: {encoded:?}"
+    );
 }
 
 /// Starts a frame at the end of `out`; what it returns goes to [`finish_frame`].
@@ -57,13 +60,19 @@ pub fn finish_frame(start: usize, out: &mut [u8]) {
 }
 
 /// Takes the next whole frame off `input`, without its length. `None`: wait for more bytes.
-pub fn split_frame(input: &mut BytesMut, frame_bytes_max: usize) -> Result<Option<Bytes>, FrameError> {
+pub fn split_frame(
+    input: &mut BytesMut,
+    frame_bytes_max: usize,
+) -> Result<Option<Bytes>, FrameError> {
     let Some(length) = input.first_chunk::<LENGTH_BYTES>() else {
         return Ok(None);
     };
     let bytes = usize::try_from(u32::from_le_bytes(*length)).unwrap_or(usize::MAX);
     if bytes > frame_bytes_max {
-        return Err(FrameError::TooLong { bytes, limit: frame_bytes_max });
+        return Err(FrameError::TooLong {
+            bytes,
+            limit: frame_bytes_max,
+        });
     }
     if input.len() < LENGTH_BYTES + bytes {
         return Ok(None);
@@ -108,7 +117,10 @@ mod tests {
     use crate::wire::{Answer, Operation, Refusal, RequestHeader};
 
     fn version(hlc: u64, node: u64) -> Version {
-        Version { hlc: HlcTime(hlc), node: NodeTag(node) }
+        Version {
+            hlc: HlcTime(hlc),
+            node: NodeTag(node),
+        }
     }
 
     proptest! {
@@ -168,13 +180,23 @@ mod tests {
 
     #[test]
     fn answers_survive_the_wire() {
-        let stamp = Stamp { value: version(1, 2), expiry: version(u64::MAX, 4) };
-        let summary = Summary { stamp, expires_at: Some(Millis(9)), value_bytes: None };
+        let stamp = Stamp {
+            value: version(1, 2),
+            expiry: version(u64::MAX, 4),
+        };
+        let summary = Summary {
+            stamp,
+            expires_at: Some(Millis(9)),
+            value_bytes: None,
+        };
         let answers = [
             Answer::Record(None),
             Answer::Summary(Some(summary)),
             Answer::Applied(Prior::default()),
-            Answer::Superseded(Prior { stamp: Some(stamp), live: true }),
+            Answer::Superseded(Prior {
+                stamp: Some(stamp),
+                live: true,
+            }),
             Answer::Expiry(Some(summary), Some(Millis(3))),
             Answer::ExpirySuperseded(stamp),
             Answer::Members(ByteSlice::new(b"table")),

@@ -142,7 +142,10 @@ impl<'a> From<WireRecord<'a>> for RecordRef<'a> {
         let expiry_version = record.expiry_version.map_or(version, from_wire);
         Self {
             version,
-            expiry: Expiry { version: expiry_version, at: record.expires_at },
+            expiry: Expiry {
+                version: expiry_version,
+                at: record.expires_at,
+            },
             value: record.value.map(|value| &**value),
         }
     }
@@ -150,13 +153,19 @@ impl<'a> From<WireRecord<'a>> for RecordRef<'a> {
 
 impl From<Expiry> for WireExpiry {
     fn from(expiry: Expiry) -> Self {
-        Self { version: to_wire(expiry.version), at: expiry.at }
+        Self {
+            version: to_wire(expiry.version),
+            at: expiry.at,
+        }
     }
 }
 
 impl From<WireExpiry> for Expiry {
     fn from(expiry: WireExpiry) -> Self {
-        Self { version: from_wire(expiry.version), at: expiry.at }
+        Self {
+            version: from_wire(expiry.version),
+            at: expiry.at,
+        }
     }
 }
 
@@ -165,5 +174,8 @@ const fn to_wire(version: Version) -> WireVersion {
 }
 
 const fn from_wire((hlc, node): WireVersion) -> Version {
-    Version { hlc: HlcTime(hlc), node: NodeTag(node) }
+    Version {
+        hlc: HlcTime(hlc),
+        node: NodeTag(node),
+    }
 }
