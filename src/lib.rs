@@ -23,7 +23,11 @@
 //! carry the actions out. `tests/tidy.rs` checks this map.
 
 pub mod env;
+pub mod front;
 pub mod model;
+pub mod net;
+pub mod node;
 pub mod protocol;
+pub mod ring;
 pub mod store;
 pub mod wire;

@@ -94,6 +94,12 @@ impl ReadOp {
         self.replicas[replica].fetching
     }
 
+    /// Whether the answer is a value.
+    #[must_use]
+    pub fn wants_record(&self) -> bool {
+        self.want == Want::Record
+    }
+
     /// A replica told what it holds, with the record itself or without.
     pub fn on_held(
         &mut self,

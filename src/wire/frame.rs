@@ -26,9 +26,9 @@ pub enum FrameError {
     #[error("response has {got} answers, {want} were asked for")]
     Count {
         /// How many there are.
-        got: usize,
+        got: u32,
         /// How many there should be.
-        want: usize,
+        want: u32,
     },
 }
 

@@ -21,6 +21,18 @@ use crate::model::{Expiry, HlcTime, Millis, NodeTag, Prior, RecordRef, Stamp, Su
 /// The version of everything peers must agree on: frames, hashes, placement.
 pub const WIRE_VERSION: u32 = 1;
 
+/// Values in one response frame, in bytes, before the replica answers with summaries instead: many
+/// large values are fetched a few at a time, so that no frame is without bound.
+pub const RESPONSE_VALUES_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// The size of the longest frame where values have at most `value_bytes_max`: one value over all
+/// that a frame may hold otherwise.
+#[must_use]
+pub const fn frame_bytes_max(value_bytes_max: usize) -> usize {
+    // A value, the longest key, a batch of small operations or of values up to the bound above.
+    value_bytes_max + crate::model::KEY_BYTES_MAX + 2 * RESPONSE_VALUES_BYTES_MAX
+}
+
 /// What a request frame starts with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RequestHeader {

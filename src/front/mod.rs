@@ -1,0 +1,3 @@
+//! The doors: where requests come in and answers go out.
+
+pub mod peer_server;

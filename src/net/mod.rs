@@ -1,0 +1,34 @@
+//! Between nodes: one QUIC endpoint, who a peer is, lanes of batched frames, gossip messages.
+//!
+//! Knows nothing of what the frames mean to a node: it hands them to a [`PeerService`].
+
+mod authority;
+mod certificate;
+mod credentials;
+mod dial;
+mod endpoint;
+mod gossip;
+mod identity;
+mod lane;
+mod link;
+mod peers;
+mod pem_files;
+mod tls;
+mod transport;
+
+pub use authority::{
+    AuthorityError, CertificateAuthority, DAYS_MAX, IssuedCertificate, IssuedFiles,
+};
+pub use certificate::{CertificateFacts, Holder, utc_text};
+pub use credentials::{CredentialFiles, Credentials, TlsError};
+pub use endpoint::{Config, Endpoint, NetError, NetStats};
+pub use gossip::{GossipMessage, GossipNet};
+pub use identity::{Identity, IdentityError, Role};
+pub use pem_files::{Existing, PemFileError};
+pub use tls::{
+    AdmitError, CLIENT_ALPN, PEER_ALPN, SERVER_NAME, admit, negotiated_alpn, peer_identity,
+    quic_client, quic_server,
+};
+pub use transport::{
+    CallError, LARGE_BYTES, Lane, Operations, PeerService, ReplySink, Response, Transport,
+};

@@ -1,0 +1,762 @@
+//! Requests that travel together: their state machines, and the hands that carry actions out.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde_bytes::Bytes as ByteSlice;
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout_at};
+
+use super::outbox::{Expected, Outbox, Parcel, What};
+use super::{Action, Inner, Outcome, Request, RequestError};
+use crate::model::{
+    Body, Expiry, HashedKey, Millis, NodeTag, PartitionId, Prior, Record, RecordRef, Stamp,
+    Summary, Version,
+};
+use crate::net::{CallError, ReplySink, Response};
+use crate::node::replica::Written;
+use crate::protocol::{ReadAction, ReadOp, Want, WriteAction, WriteOp};
+use crate::ring::View;
+use crate::store::ExpiryChange;
+use crate::wire::{Answer, FrameError, Operation, Refusal};
+
+/// A batch under way. It lives on after the answer, for late replies and the repairs they cause,
+/// held by the calls that wait for them.
+pub(super) struct Batch {
+    shared: Arc<Inner>,
+    view: Arc<View>,
+    state: Mutex<State>,
+    answered: Notify,
+}
+
+struct State {
+    items: Vec<Item>,
+    unanswered: usize,
+    outbox: Outbox,
+}
+
+struct Item {
+    key: Bytes,
+    hash: u64,
+    partition: PartitionId,
+    operation: Op,
+}
+
+enum Op {
+    Read(ReadOp),
+    Write {
+        op: WriteOp,
+        value: Option<Bytes>,
+        expires_at: Option<Millis>,
+    },
+    Expire(ExpireOp),
+}
+
+/// A change of expiry: each replica applies it to what it holds and tells what it holds then. From
+/// there on it is a read at w: those who hold less than the newest are repaired.
+struct ExpireOp {
+    read: ReadOp,
+    expiry: Expiry,
+    /// The newest value's end before the change.
+    before: Option<(Stamp, Option<Millis>)>,
+    restamps_left: u8,
+}
+
+/// An answer, freed from the frame it came in.
+enum Reply {
+    Held(Option<Summary>, Option<Record>),
+    Written(Written),
+    Expiry(ExpiryChange),
+    Failed(Option<Refusal>),
+}
+
+impl Batch {
+    /// Runs requests that may travel together to their outcomes.
+    pub(super) async fn run(shared: &Arc<Inner>, requests: Vec<Request>) -> Vec<Outcome> {
+        let view = Arc::clone(&shared.view.borrow());
+        let unanswered = requests.len();
+        let now = shared.env.clock.wall();
+        let items = requests
+            .into_iter()
+            .map(|r| Item::new(shared, &view, r, now))
+            .collect();
+        let state = State {
+            items,
+            unanswered,
+            outbox: Outbox::default(),
+        };
+        let batch = Arc::new(Self {
+            shared: Arc::clone(shared),
+            view,
+            state: Mutex::new(state),
+            answered: Notify::new(),
+        });
+        let deadline = shared.env.clock.monotonic() + shared.config.timeout;
+        batch.with_state(deadline, |batch, state| {
+            (0..state.items.len()).for_each(|item| batch.start(state, item));
+        });
+        batch.wait(deadline).await;
+        batch.lock().items.iter_mut().map(Item::outcome).collect()
+    }
+
+    async fn wait(self: &Arc<Self>, deadline: Instant) {
+        if self.lock().unanswered == 0 {
+            return;
+        }
+        let slow = self.shared.env.clock.monotonic() + SLOW;
+        if timeout_at(slow.min(deadline), self.answered.notified())
+            .await
+            .is_ok()
+        {
+            return;
+        }
+        self.with_state(deadline, |batch, state| {
+            (0..state.items.len()).for_each(|item| batch.on_slow(state, item));
+        });
+        if timeout_at(deadline, self.answered.notified())
+            .await
+            .is_err()
+        {
+            self.with_state(deadline, |batch, state| {
+                (0..state.items.len()).for_each(|item| batch.on_deadline(state, item));
+            });
+        }
+    }
+
+    /// Changes the state, then sends what came of it, then wakes the client if all is answered.
+    fn with_state(self: &Arc<Self>, deadline: Instant, change: impl FnOnce(&Self, &mut State)) {
+        let mut state = self.lock();
+        let was_answered = state.unanswered == 0;
+        change(self, &mut state);
+        // Failures to send are replies too, and may cause further messages; each replica of each
+        // item fails once, so this ends.
+        loop {
+            let parcels = state.outbox.take();
+            if parcels.is_empty() {
+                break;
+            }
+            for parcel in parcels {
+                self.send(&mut state, parcel, deadline);
+            }
+        }
+        let is_answered = state.unanswered == 0;
+        drop(state);
+        if is_answered && !was_answered {
+            self.answered.notify_one();
+        }
+    }
+
+    fn send(self: &Arc<Self>, state: &mut State, parcel: Parcel, deadline: Instant) {
+        let lane = parcel.lane();
+        let Parcel {
+            to,
+            operations,
+            expected,
+            ..
+        } = parcel;
+        // What happens after the answer has a time of its own.
+        let deadline = match state.unanswered {
+            0 => self.shared.env.clock.monotonic() + self.shared.config.timeout,
+            _ => deadline,
+        };
+        let transport = &self.shared.transport;
+        let sink = CallSink {
+            batch: Arc::clone(self),
+            expected,
+        };
+        // The sink is given away with the call: keep what is needed if the call is refused.
+        let refused = sink.expected.clone();
+        if transport
+            .call(to, lane, &operations, deadline, Box::new(sink))
+            .is_err()
+        {
+            for expected in refused {
+                self.on_reply(state, expected, Reply::Failed(None));
+            }
+        }
+    }
+
+    fn start(&self, state: &mut State, number: usize) {
+        let homes = self.homes(state.items[number].partition);
+        // The local copy first: if it is newer than this write, that is found out before a byte
+        // is sent.
+        if let Some(local) = homes.iter().position(|&home| self.is_self(home)) {
+            self.ask_first(state, number, local, self.shared.self_tag);
+        }
+        for (replica, &home) in homes.iter().enumerate() {
+            if !self.is_self(home) {
+                self.ask_first(state, number, replica, home);
+            }
+        }
+        if homes.is_empty() {
+            // No member holds data yet. The deadline answers, with how many replied: none.
+            self.on_deadline(state, number);
+        }
+    }
+
+    /// Sends the first question of an operation to one replica.
+    fn ask_first(&self, state: &mut State, item: usize, replica: usize, home: NodeTag) {
+        match &state.items[item].operation {
+            Op::Read(op) => {
+                let whole = op.is_asked_for_record(replica);
+                self.ask_held(state, item, replica, home, whole);
+            }
+            Op::Write { .. } => self.ask_write(state, item, replica, home),
+            Op::Expire(op) => {
+                let expiry = op.expiry;
+                self.ask_expiry(state, item, replica, home, expiry);
+            }
+        }
+    }
+
+    fn ask_held(&self, state: &mut State, item: usize, replica: usize, home: NodeTag, whole: bool) {
+        let expected = Expected {
+            item,
+            replica,
+            what: What::Held,
+        };
+        let State { items, outbox, .. } = state;
+        let key = &items[item].key;
+        if home != self.shared.self_tag {
+            let key = ByteSlice::new(key);
+            let ask = if whole {
+                Operation::Read(key)
+            } else {
+                Operation::Summary(key)
+            };
+            outbox.push(home, true, &ask, expected);
+            return;
+        }
+        let (key, now) = (items[item].hashed(), self.now());
+        let reply = self.shared.replica.read(key, now, |record| {
+            let record = record.as_ref();
+            Reply::Held(
+                record.map(|&record| Summary::of(record)),
+                record.filter(|_| whole).map(RecordRef::to_record),
+            )
+        });
+        self.on_reply(state, expected, reply);
+    }
+
+    fn ask_write(&self, state: &mut State, item: usize, replica: usize, home: NodeTag) {
+        let State { items, outbox, .. } = state;
+        let Op::Write {
+            op,
+            value,
+            expires_at,
+        } = &items[item].operation
+        else {
+            return;
+        };
+        let version = op.version();
+        let expected = Expected {
+            item,
+            replica,
+            what: What::Written(version),
+        };
+        let expiry = Expiry {
+            version,
+            at: *expires_at,
+        };
+        let record = RecordRef {
+            version,
+            expiry,
+            value: value.as_deref(),
+        };
+        if home != self.shared.self_tag {
+            let write = Operation::Write(ByteSlice::new(&items[item].key), record.into());
+            outbox.push(home, true, &write, expected);
+            return;
+        }
+        let written = self
+            .shared
+            .replica
+            .write(items[item].hashed(), record, self.now());
+        let reply = match written {
+            Ok(written) => Reply::Written(written),
+            Err(refusal) => Reply::Failed(Some(refusal)),
+        };
+        self.on_reply(state, expected, reply);
+    }
+
+    fn ask_expiry(
+        &self,
+        state: &mut State,
+        item: usize,
+        replica: usize,
+        home: NodeTag,
+        expiry: Expiry,
+    ) {
+        let expected = Expected {
+            item,
+            replica,
+            what: What::Expiry(expiry.version),
+        };
+        if home != self.shared.self_tag {
+            let change = Operation::Expire(ByteSlice::new(&state.items[item].key), expiry.into());
+            state.outbox.push(home, true, &change, expected);
+            return;
+        }
+        let key = state.items[item].hashed();
+        let reply = match self.shared.replica.change_expiry(key, expiry, self.now()) {
+            Ok(change) => Reply::Expiry(change),
+            Err(refusal) => Reply::Failed(Some(refusal)),
+        };
+        self.on_reply(state, expected, reply);
+    }
+
+    /// One answer of one replica to one operation.
+    fn on_reply(&self, state: &mut State, expected: Expected, reply: Reply) {
+        let Expected {
+            item,
+            replica,
+            what,
+        } = expected;
+        let mut reads = Vec::new();
+        let mut writes = Vec::new();
+        if let (What::Written(version), Reply::Written(Written::Superseded(by))) = (what, &reply)
+            && is_own(&state.items, item, *by)
+            && let Op::Write { op, .. } = &mut state.items[item].operation
+        {
+            if op.version() == version {
+                op.on_superseded_by_own(replica, &mut writes);
+            }
+            return self.perform_write(state, item, writes);
+        }
+        match (&mut state.items[item].operation, what, reply) {
+            (Op::Read(op), What::Held, Reply::Held(held, record)) => {
+                self.observe(held);
+                op.on_held(replica, held, record, &mut reads);
+            }
+            (Op::Expire(op), What::Held, Reply::Held(held, record)) => {
+                op.read.on_held(replica, held, record, &mut reads);
+            }
+            (Op::Read(op), What::Repaired, Reply::Written(_)) => {
+                op.on_repaired(replica, &mut reads);
+            }
+            (Op::Expire(op), What::Repaired, Reply::Written(_)) => {
+                op.read.on_repaired(replica, &mut reads);
+            }
+            (Op::Read(op), _, Reply::Failed(refusal)) => {
+                op.on_failed(replica, refusal, &mut reads);
+            }
+            (Op::Expire(op), _, Reply::Failed(refusal)) => {
+                op.read.on_failed(replica, refusal, &mut reads);
+            }
+            (Op::Expire(op), What::Expiry(version), Reply::Expiry(change)) => {
+                if op.expiry.version == version {
+                    match change {
+                        ExpiryChange::Done {
+                            now_held,
+                            expired_at_before,
+                        } => {
+                            op.note_before(now_held, expired_at_before);
+                            op.read.on_held(replica, now_held, None, &mut reads);
+                        }
+                        ExpiryChange::Superseded { by } => {
+                            return self.restamp_expiry(state, item, by);
+                        }
+                    }
+                }
+            }
+            (Op::Write { op, .. }, What::Written(version), Reply::Written(written)) => {
+                match written {
+                    Written::Applied(prior) => {
+                        op.on_applied(replica, version, prior, &mut writes);
+                    }
+                    Written::Superseded(by) => {
+                        op.on_superseded(replica, version, by, &mut writes);
+                    }
+                }
+            }
+            (Op::Write { op, .. }, What::Written(version), Reply::Failed(refusal)) => {
+                op.on_failed(replica, version, refusal, &mut writes);
+            }
+            // An answer to another question than the one asked: as good as none.
+            (Op::Read(op), ..) => op.on_failed(replica, None, &mut reads),
+            (Op::Expire(op), ..) => op.read.on_failed(replica, None, &mut reads),
+            (Op::Write { op, .. }, ..) => {
+                let version = op.version();
+                op.on_failed(replica, version, None, &mut writes);
+            }
+        }
+        self.perform_read(state, item, reads);
+        self.perform_write(state, item, writes);
+    }
+
+    fn on_slow(&self, state: &mut State, item: usize) {
+        let mut actions = Vec::new();
+        if let Op::Read(op) = &mut state.items[item].operation {
+            op.on_slow(&mut actions);
+        }
+        count(&self.shared.stats.hedged_reads, actions.len());
+        self.perform_read(state, item, actions);
+    }
+
+    fn on_deadline(&self, state: &mut State, item: usize) {
+        let (mut reads, mut writes) = (Vec::new(), Vec::new());
+        match &mut state.items[item].operation {
+            Op::Read(op) => op.on_deadline(&mut reads),
+            Op::Expire(op) => op.read.on_deadline(&mut reads),
+            Op::Write { op, .. } => op.on_deadline(&mut writes),
+        }
+        self.perform_read(state, item, reads);
+        self.perform_write(state, item, writes);
+    }
+
+    fn perform_read(&self, state: &mut State, item: usize, actions: Vec<ReadAction>) {
+        for action in actions {
+            match action {
+                ReadAction::Fetch { replica } => {
+                    let home = self.homes(state.items[item].partition)[replica];
+                    self.ask_held(state, item, replica, home, true);
+                }
+                ReadAction::Repair { replica } => self.repair(state, item, replica),
+                ReadAction::Finished => self.on_finished(state, item),
+            }
+        }
+    }
+
+    fn perform_write(&self, state: &mut State, item: usize, actions: Vec<WriteAction>) {
+        for action in actions {
+            match action {
+                WriteAction::Restamp { past } => self.restamp(state, item, past),
+                WriteAction::Finished => self.on_finished(state, item),
+            }
+        }
+    }
+
+    /// Stamps a superseded write anew and sends it to all homes.
+    fn restamp(&self, state: &mut State, item: usize, past: Version) {
+        count(&self.shared.stats.superseded_writes, 1);
+        let stamped = self.stamp_past(past);
+        let Op::Write { op, .. } = &mut state.items[item].operation else {
+            return;
+        };
+        match stamped {
+            Ok(version) => {
+                op.on_restamped(version);
+                self.start(state, item);
+            }
+            Err(refusal) => {
+                let version = op.version();
+                let homes = self.homes(state.items[item].partition).len();
+                for replica in 0..homes {
+                    let mut actions = Vec::new();
+                    let Op::Write { op, .. } = &mut state.items[item].operation else {
+                        return;
+                    };
+                    op.on_failed(replica, version, Some(refusal), &mut actions);
+                    self.perform_write(state, item, actions);
+                }
+            }
+        }
+    }
+
+    /// Stamps a superseded change of expiry anew and begins it again.
+    fn restamp_expiry(&self, state: &mut State, item: usize, by: Stamp) {
+        count(&self.shared.stats.superseded_writes, 1);
+        let homes = self.homes(state.items[item].partition).len();
+        let stamped = self.stamp_past(by.newest());
+        let w = self.shared.config.w;
+        let Op::Expire(op) = &mut state.items[item].operation else {
+            return;
+        };
+        if op.read.outcome().is_some() {
+            return;
+        }
+        match stamped {
+            Ok(version) if op.restamps_left > 0 => {
+                op.restamps_left -= 1;
+                op.expiry.version = version;
+                op.before = None;
+                op.read = ReadOp::new(homes, w, Want::Summary, 0);
+                self.start(state, item);
+            }
+            Ok(_) | Err(_) => self.on_deadline(state, item),
+        }
+    }
+
+    fn stamp_past(&self, past: Version) -> Result<Version, Refusal> {
+        let now = self.now();
+        let clock = &self.shared.clock;
+        clock
+            .observe(past.hlc, now)
+            .map_err(|_drift| Refusal::ClockDrift)?;
+        Ok(Version {
+            hlc: clock.tick(now),
+            node: self.shared.self_tag,
+        })
+    }
+
+    fn repair(&self, state: &mut State, item: usize, replica: usize) {
+        let home = self.homes(state.items[item].partition)[replica];
+        let State {
+            items,
+            outbox,
+            unanswered,
+        } = state;
+        let read = match &items[item].operation {
+            Op::Read(read) => read,
+            Op::Expire(op) => &op.read,
+            Op::Write { .. } => return,
+        };
+        let Some(record) = read.record() else { return };
+        count(&self.shared.stats.read_repairs, 1);
+        let expected = Expected {
+            item,
+            replica,
+            what: What::Repaired,
+        };
+        if home != self.shared.self_tag {
+            let write = Operation::Write(
+                ByteSlice::new(&items[item].key),
+                RecordRef::from(record).into(),
+            );
+            outbox.push(home, *unanswered > 0, &write, expected);
+            return;
+        }
+        let written = self
+            .shared
+            .replica
+            .write(items[item].hashed(), record.into(), self.now());
+        let reply = match written {
+            Ok(written) => Reply::Written(written),
+            Err(refusal) => Reply::Failed(Some(refusal)),
+        };
+        self.on_reply(state, expected, reply);
+    }
+
+    fn on_finished(&self, state: &mut State, item: usize) {
+        state.unanswered -= 1;
+        if state.items[item].has_failed() {
+            count(&self.shared.stats.quorums_not_met, 1);
+        }
+    }
+
+    fn observe(&self, held: Option<Summary>) {
+        if let Some(summary) = held {
+            // A reading too far ahead is refused where it would be written; a read only looks.
+            let _too_far = self
+                .shared
+                .clock
+                .observe(summary.stamp.newest().hlc, self.now());
+        }
+    }
+
+    fn homes(&self, partition: PartitionId) -> &[NodeTag] {
+        self.view.homes(partition)
+    }
+
+    fn is_self(&self, home: NodeTag) -> bool {
+        home == self.shared.self_tag
+    }
+
+    fn now(&self) -> Millis {
+        self.shared.env.clock.wall()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        // std Mutex: never held across an await.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Item {
+    fn new(shared: &Inner, view: &View, request: Request, now: Millis) -> Self {
+        let Request { key, action } = request;
+        let HashedKey {
+            hash, partition, ..
+        } = shared.hashed(view, &key);
+        let homes = view.homes(partition);
+        let (r, w) = (shared.config.r, shared.config.w);
+        let version = || Version {
+            hlc: shared.clock.tick(now),
+            node: shared.self_tag,
+        };
+        let write = |value, expires_at| Op::Write {
+            op: WriteOp::new(homes.len(), w, version()),
+            value,
+            expires_at,
+        };
+        // The record from the local copy if there is one: it costs no network.
+        let whole = homes
+            .iter()
+            .position(|&home| home == shared.self_tag)
+            .unwrap_or(0);
+        let read = |want| match homes.len() {
+            0 => ReadOp::new(0, r, Want::Summary, 0),
+            homes => ReadOp::new(homes, r, want, whole),
+        };
+        let operation = match action {
+            Action::Get => Op::Read(read(Want::Record)),
+            Action::Look => Op::Read(read(Want::Summary)),
+            Action::Set { value, expires_at } => write(Some(value), expires_at),
+            Action::Delete => write(None, None),
+            Action::Expire { at } => Op::Expire(ExpireOp {
+                read: ReadOp::new(homes.len(), w, Want::Summary, 0),
+                expiry: Expiry {
+                    version: version(),
+                    at,
+                },
+                before: None,
+                restamps_left: RESTAMPS_MAX,
+            }),
+        };
+        Self {
+            key,
+            hash,
+            partition,
+            operation,
+        }
+    }
+
+    fn hashed(&self) -> HashedKey<'_> {
+        HashedKey {
+            bytes: &self.key,
+            hash: self.hash,
+            partition: self.partition,
+        }
+    }
+
+    const fn has_failed(&self) -> bool {
+        match &self.operation {
+            Op::Read(op) | Op::Expire(ExpireOp { read: op, .. }) => {
+                matches!(op.outcome(), Some(Err(_)))
+            }
+            Op::Write { op, .. } => matches!(op.outcome(), Some(Err(_))),
+        }
+    }
+
+    /// What the client is told. Every item has an outcome once the batch was waited for.
+    fn outcome(&mut self) -> Outcome {
+        let live = |held: &Option<Summary>| held.filter(|summary| summary.value_bytes.is_some());
+        match &self.operation {
+            Op::Read(op) => match op.outcome() {
+                Some(Ok(held)) if op.wants_record() => Outcome::Value(live(held).and_then(|_| {
+                    op.record().and_then(|record| match &record.body {
+                        Body::Value(value) => Some(value.clone()),
+                        Body::Tombstone => None,
+                    })
+                })),
+                Some(Ok(held)) => Outcome::Look(live(held)),
+                Some(Err(error)) => Outcome::Failed(RequestError::Read(*error)),
+                None => unanswered(),
+            },
+            Op::Write { op, value, .. } => match op.outcome() {
+                Some(Ok(prior)) if value.is_none() => Outcome::Deleted(prior.live),
+                Some(Ok(_)) => Outcome::Written,
+                Some(Err(error)) => Outcome::Failed(RequestError::Write(*error)),
+                None => unanswered(),
+            },
+            Op::Expire(op) => match op.read.outcome() {
+                Some(Ok(held)) => Outcome::Expiry {
+                    existed: live(held).is_some(),
+                    had_end: op.before.is_some_and(|(_, at)| at.is_some()),
+                },
+                Some(Err(error)) => Outcome::Failed(RequestError::Write(*error)),
+                None => unanswered(),
+            },
+        }
+    }
+}
+
+impl ExpireOp {
+    fn note_before(&mut self, held: Option<Summary>, before: Option<Millis>) {
+        let Some(stamp) = held.map(|summary| summary.stamp) else {
+            return;
+        };
+        if self.before.is_none_or(|(newest, _)| newest < stamp) {
+            self.before = Some((stamp, before));
+        }
+    }
+}
+
+/// Hands the answers of one frame to their items.
+struct CallSink {
+    batch: Arc<Batch>,
+    expected: Vec<Expected>,
+}
+
+impl ReplySink for CallSink {
+    fn on_reply(self: Box<Self>, reply: Result<Response<'_>, CallError>) -> Result<(), FrameError> {
+        let Self { batch, expected } = *self;
+        let deadline = batch.shared.env.clock.monotonic() + batch.shared.config.timeout;
+        let mut malformed = Ok(());
+        batch.with_state(deadline, |batch, state| {
+            let mut response = reply.ok();
+            for expected in expected {
+                // After one malformed answer there is no telling where the next begins.
+                let reply = match response.as_mut().map(read_answer) {
+                    Some(Ok(reply)) => reply,
+                    Some(Err(error)) => {
+                        (response, malformed) = (None, Err(error));
+                        Reply::Failed(None)
+                    }
+                    None => Reply::Failed(None),
+                };
+                batch.on_reply(state, expected, reply);
+            }
+        });
+        malformed
+    }
+}
+
+fn read_answer(response: &mut Response<'_>) -> Result<Reply, FrameError> {
+    Ok(match response.answers.next()? {
+        Answer::Record(record) => {
+            let record = record.map(RecordRef::from);
+            let whole = record.map(|record| Record {
+                version: record.version,
+                expiry: record.expiry,
+                // Kept by a slice of the frame, not by a copy.
+                body: record.value.map_or(Body::Tombstone, |value| {
+                    Body::Value(response.frame.slice_ref(value))
+                }),
+            });
+            Reply::Held(record.map(Summary::of), whole)
+        }
+        Answer::Summary(held) => Reply::Held(held, None),
+        Answer::Applied(prior) => Reply::Written(Written::Applied(prior)),
+        Answer::Superseded(by) => Reply::Written(Written::Superseded(by)),
+        Answer::Expiry(now_held, expired_at_before) => Reply::Expiry(ExpiryChange::Done {
+            now_held,
+            expired_at_before,
+        }),
+        Answer::ExpirySuperseded(by) => Reply::Expiry(ExpiryChange::Superseded { by }),
+        Answer::Refused(refusal) => Reply::Failed(Some(refusal)),
+        Answer::Members(_) => Reply::Failed(None),
+    })
+}
+
+/// Whether what superseded a write is a later write of the same key in the same batch.
+fn is_own(items: &[Item], item: usize, by: Prior) -> bool {
+    let Some(by) = by.stamp else { return false };
+    let is_that = |later: &Item| {
+        later.key == items[item].key
+            && matches!(&later.operation, Op::Write { op, .. } if op.version() == by.value)
+    };
+    items[item + 1..].iter().any(is_that)
+}
+
+/// The deadline gives an outcome to every item that has none: this is never reached.
+fn unanswered() -> Outcome {
+    debug_assert!(false, "an item without an outcome");
+    let none = crate::protocol::QuorumNotMet {
+        need: 0,
+        got: 0,
+        refusal: None,
+    };
+    Outcome::Failed(RequestError::Write(none))
+}
+
+fn count(counter: &AtomicU64, more: usize) {
+    counter.fetch_add(more as u64, Ordering::Relaxed);
+}
+
+/// When a replica counts as slow. Far above a round trip, far below a client's patience.
+const SLOW: Duration = Duration::from_millis(50);
+/// See `VERSIONS_MAX` of [`WriteOp`].
+const RESTAMPS_MAX: u8 = 32;

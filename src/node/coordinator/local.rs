@@ -1,0 +1,118 @@
+//! Requests of a node that is alone in its ring.
+//!
+//! With one home, and that home here, a quorum of one is this node: the same replica rules apply, and
+//! there is nobody to wait for, nothing to keep, no batch to build.
+
+use super::Inner;
+use crate::model::{Expiry, Millis, RecordRef, Summary, Version};
+use crate::node::replica::Written;
+use crate::ring::View;
+use crate::store::ExpiryChange;
+use crate::wire::Refusal;
+use std::sync::Arc;
+
+/// Runs requests at once. Good for the moment it was made for: ask again for the next batch.
+#[derive(Debug)]
+pub struct Local<'a> {
+    inner: &'a Inner,
+    view: Arc<View>,
+    now: Millis,
+}
+
+impl<'a> Local<'a> {
+    pub(super) fn new(inner: &'a Inner) -> Option<Self> {
+        let view = Arc::clone(&inner.view.borrow());
+        let is_alone = inner.config.r == 1
+            && inner.config.w == 1
+            && matches!(view.members(), [member] if member.tag == inner.self_tag);
+        is_alone.then(|| Self {
+            inner,
+            view,
+            now: inner.env.clock.wall(),
+        })
+    }
+
+    /// Reads a live value in place: `read` runs under a lock and must be short.
+    pub fn get<T>(&self, key: &[u8], read: impl FnOnce(Option<&[u8]>) -> T) -> T {
+        let key = self.inner.hashed(&self.view, key);
+        self.inner
+            .replica
+            .read(key, self.now, |record| read(record.and_then(|r| r.value)))
+    }
+
+    /// All but the value, if there is a live one.
+    #[must_use]
+    pub fn look(&self, key: &[u8]) -> Option<Summary> {
+        let summary = self
+            .inner
+            .replica
+            .summary(self.inner.hashed(&self.view, key), self.now);
+        summary.filter(|summary| summary.value_bytes.is_some())
+    }
+
+    /// Writes a value, or deletes it (`None`). Whether there was a live value.
+    pub fn write(
+        &self,
+        key: &[u8],
+        value: Option<&[u8]>,
+        expires_at: Option<Millis>,
+    ) -> Result<bool, Refusal> {
+        let key = self.inner.hashed(&self.view, key);
+        loop {
+            let version = self.stamp();
+            let expiry = Expiry {
+                version,
+                at: expires_at,
+            };
+            let record = RecordRef {
+                version,
+                expiry,
+                value,
+            };
+            match self.inner.replica.write(key, record, self.now)? {
+                Written::Applied(prior) => return Ok(prior.live),
+                // Another connection stamped later and wrote earlier: stamp again. Each turn of
+                // this loop means that somebody else's write took effect.
+                Written::Superseded(by) => self.pass(by.stamp.unwrap_or_default().newest())?,
+            }
+        }
+    }
+
+    /// Changes when a live value ends. What is held now, and when it was to end before.
+    pub fn change_expiry(
+        &self,
+        key: &[u8],
+        at: Option<Millis>,
+    ) -> Result<(Option<Summary>, Option<Millis>), Refusal> {
+        let key = self.inner.hashed(&self.view, key);
+        loop {
+            let expiry = Expiry {
+                version: self.stamp(),
+                at,
+            };
+            match self.inner.replica.change_expiry(key, expiry, self.now)? {
+                ExpiryChange::Done {
+                    now_held,
+                    expired_at_before,
+                } => {
+                    return Ok((now_held, expired_at_before));
+                }
+                ExpiryChange::Superseded { by } => self.pass(by.newest())?,
+            }
+        }
+    }
+
+    fn stamp(&self) -> Version {
+        Version {
+            hlc: self.inner.clock.tick(self.now),
+            node: self.inner.self_tag,
+        }
+    }
+
+    fn pass(&self, version: Version) -> Result<(), Refusal> {
+        let clock = &self.inner.clock;
+        clock
+            .observe(version.hlc, self.now)
+            .map_err(|_drift| Refusal::ClockDrift)
+    }
+}

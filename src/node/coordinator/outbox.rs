@@ -1,0 +1,84 @@
+//! What a batch has to say to its peers, one frame each.
+
+use crate::model::{NodeTag, Version};
+use crate::net::{LARGE_BYTES, Lane, Operations};
+use crate::wire::{Operation, RESPONSE_VALUES_BYTES_MAX};
+
+/// What the answer to one operation is for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Expected {
+    /// Which item of the batch.
+    pub(super) item: usize,
+    /// Which replica of that item.
+    pub(super) replica: usize,
+    pub(super) what: What,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) enum What {
+    /// The state of a read.
+    Held,
+    /// A read's repair.
+    Repaired,
+    /// A write of this version.
+    Written(Version),
+    /// A change of expiry of this version.
+    Expiry(Version),
+}
+
+/// Operations for one peer, and what their answers are for.
+#[derive(Debug)]
+pub(super) struct Parcel {
+    pub(super) to: NodeTag,
+    pub(super) urgent: bool,
+    pub(super) operations: Operations,
+    pub(super) expected: Vec<Expected>,
+}
+
+impl Parcel {
+    pub(super) fn lane(&self) -> Lane {
+        match self.operations.encoded().len() {
+            _ if !self.urgent => Lane::Bulk,
+            LARGE_BYTES.. => Lane::Large,
+            _ => Lane::Foreground,
+        }
+    }
+}
+
+/// Parcels being packed.
+#[derive(Debug, Default)]
+pub(super) struct Outbox(Vec<Parcel>);
+
+impl Outbox {
+    /// Adds an operation to the peer's parcel. `urgent`: a client waits for it.
+    pub(super) fn push(
+        &mut self,
+        to: NodeTag,
+        urgent: bool,
+        operation: &Operation<'_>,
+        expected: Expected,
+    ) {
+        let fits = |parcel: &&mut Parcel| {
+            parcel.to == to
+                && parcel.urgent == urgent
+                // Below the size of a frame even with one more value of the longest kind.
+                && parcel.operations.encoded().len() < RESPONSE_VALUES_BYTES_MAX
+        };
+        let parcel = match self.0.iter_mut().find(fits) {
+            Some(parcel) => parcel,
+            None => self.0.push_mut(Parcel {
+                to,
+                urgent,
+                operations: Operations::default(),
+                expected: Vec::new(),
+            }),
+        };
+        parcel.operations.push(operation);
+        parcel.expected.push(expected);
+    }
+
+    /// Takes all parcels out.
+    pub(super) fn take(&mut self) -> Vec<Parcel> {
+        std::mem::take(&mut self.0)
+    }
+}

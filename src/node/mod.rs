@@ -1,0 +1,4 @@
+//! A node's own doings: it coordinates requests and is a replica for others.
+
+pub mod coordinator;
+pub mod replica;
