@@ -214,10 +214,10 @@ fn show(args: &ShowArgs, now: Millis, out: &mut dyn Write) -> anyhow::Result<()>
 }
 
 fn pem_files(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
-    let cannot_read = || format!("cannot read the directory {}", dir.display());
+    let cannot_read = |error| anyhow!("cannot read the directory {}: {error}", dir.display());
     let mut files = Vec::new();
-    for entry in fs::read_dir(dir).with_context(cannot_read)? {
-        let path = entry.with_context(cannot_read)?.path();
+    for entry in fs::read_dir(dir).map_err(cannot_read)? {
+        let path = entry.map_err(cannot_read)?.path();
         if path.extension() == Some(OsStr::new("pem")) {
             files.push(path);
         }

@@ -9,7 +9,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
     Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType,
 };
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::pki_types::ServerName;
 use thiserror::Error;
 
 use super::certificate::{CertificateFacts, Holder, utc_text};
@@ -67,8 +67,16 @@ pub enum AuthorityError {
         /// Its last moment.
         not_after: Millis,
     },
-    /// A certificate that could not be made, or a key that could not be used.
-    #[error("certificate or key: {0}")]
+    /// A key of a kind that cannot be used, or broken.
+    #[error("private key {} cannot be used: {reason}", path.display())]
+    Key {
+        /// Which file.
+        path: PathBuf,
+        /// What rcgen said.
+        reason: rcgen::Error,
+    },
+    /// A certificate that could not be made.
+    #[error(transparent)]
     Crypto(#[from] rcgen::Error),
 }
 
@@ -140,11 +148,18 @@ impl CertificateAuthority {
             return Err(AuthorityError::NotAnAuthority { path: cert });
         };
         let secret = pem_files::private_key(&pem_files::read_key(&key)?, &key)?;
+        let pair = KeyPair::try_from(&secret).map_err(|reason| AuthorityError::Key {
+            path: key.clone(),
+            reason,
+        })?;
+        if parse_certificate(&der)?.public_key().raw != pair.subject_public_key_info() {
+            return Err(AuthorityError::KeyMismatch { cert, key });
+        }
         Ok(Self {
             cluster,
             not_after: facts.not_after,
             cert_pem: String::from_utf8_lossy(&pem).into_owned(),
-            issuer: issuer(&der, &secret, || AuthorityError::KeyMismatch { cert, key })?,
+            issuer: Issuer::from_ca_cert_der(&der, pair)?,
         })
     }
 
@@ -277,19 +292,6 @@ impl fmt::Debug for IssuedCertificate {
             .field("not_after", &self.not_after)
             .finish_non_exhaustive()
     }
-}
-
-fn issuer(
-    cert: &CertificateDer<'_>,
-    secret: &PrivateKeyDer<'_>,
-    mismatch: impl FnOnce() -> AuthorityError,
-) -> Result<Issuer<'static, KeyPair>, AuthorityError> {
-    let key = KeyPair::try_from(secret)?;
-    let certificate = parse_certificate(cert)?;
-    if certificate.public_key().raw != key.subject_public_key_info() {
-        return Err(mismatch());
-    }
-    Ok(Issuer::from_ca_cert_der(cert, key)?)
 }
 
 /// When a certificate made `now` for so many days ends.
@@ -479,6 +481,10 @@ mod tests {
             CertificateAuthority::load(dir.path()),
             Err(AuthorityError::KeyMismatch { .. })
         ));
+        let broken = "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n";
+        fs::write(dir.path().join(KEY_FILE), broken).unwrap();
+        let error = CertificateAuthority::load(dir.path()).unwrap_err();
+        assert!(error.to_string().contains("ca.key"), "{error}");
     }
 
     #[test]

@@ -138,13 +138,13 @@ pub enum TlsError {
         identity: Identity,
     },
     /// No way to check certificates could be built.
-    #[error("certificate verifier: {0}")]
+    #[error(transparent)]
     Verifier(#[from] VerifierBuilderError),
     /// The cryptography at hand does not do TLS 1.3.
-    #[error("TLS 1.3: {0}")]
+    #[error(transparent)]
     Protocol(#[from] rustls::Error),
     /// The cryptography at hand does not do QUIC.
-    #[error("QUIC: {0}")]
+    #[error(transparent)]
     Quic(#[from] NoInitialCipherSuite),
 }
 

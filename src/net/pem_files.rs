@@ -12,17 +12,19 @@ use thiserror::Error;
 use super::identity::IdentityError;
 
 /// Why a file of certificates or keys was not read or written.
+///
+/// Each text is whole: a `reason` is part of it and not told again as a source.
 #[derive(Debug, Error)]
 pub enum PemFileError {
     /// The operating system said no.
-    #[error("cannot {action} {}: {source}", path.display())]
+    #[error("cannot {action} {}: {reason}", path.display())]
     Io {
         /// What was tried: `read`, `create`, ...
         action: &'static str,
         /// On which file.
         path: PathBuf,
         /// What the operating system said.
-        source: io::Error,
+        reason: io::Error,
     },
     /// Far too long for what it should hold.
     #[error("{} is longer than {PEM_BYTES_MAX} bytes: is it a PEM file?", path.display())]
@@ -49,12 +51,12 @@ pub enum PemFileError {
         path: PathBuf,
     },
     /// Not PEM.
-    #[error("{} is not a PEM file: {source}", path.display())]
+    #[error("{} is not a PEM file: {reason}", path.display())]
     NotPem {
         /// Which file.
         path: PathBuf,
         /// What the parser said.
-        source: pem::Error,
+        reason: pem::Error,
     },
     /// PEM without a certificate in it.
     #[error("{} holds no certificate (`BEGIN CERTIFICATE`)", path.display())]
@@ -69,20 +71,20 @@ pub enum PemFileError {
         path: PathBuf,
     },
     /// A certificate that names nobody.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {reason}", path.display())]
     Certificate {
         /// Which file.
         path: PathBuf,
         /// What is wrong with it.
-        source: IdentityError,
+        reason: IdentityError,
     },
 }
 
 impl PemFileError {
     pub(super) fn certificate(path: &Path) -> impl Fn(IdentityError) -> Self {
-        move |source| Self::Certificate {
+        move |reason| Self::Certificate {
             path: path.to_owned(),
-            source,
+            reason,
         }
     }
 }
@@ -129,9 +131,9 @@ pub(super) fn certificates(
     path: &Path,
 ) -> Result<Vec<CertificateDer<'static>>, PemFileError> {
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
-    let found = found.map_err(|source| PemFileError::NotPem {
+    let found = found.map_err(|reason| PemFileError::NotPem {
         path: path.to_owned(),
-        source,
+        reason,
     })?;
     if found.is_empty() {
         return Err(PemFileError::NoCertificate {
@@ -143,13 +145,13 @@ pub(super) fn certificates(
 
 /// The first private key of a PEM text. `path` is for the text of errors.
 pub(super) fn private_key(pem: &[u8], path: &Path) -> Result<PrivateKeyDer<'static>, PemFileError> {
-    PrivateKeyDer::from_pem_slice(pem).map_err(|source| match source {
+    PrivateKeyDer::from_pem_slice(pem).map_err(|reason| match reason {
         pem::Error::NoItemsFound => PemFileError::NoKey {
             path: path.to_owned(),
         },
-        source => PemFileError::NotPem {
+        reason => PemFileError::NotPem {
             path: path.to_owned(),
-            source,
+            reason,
         },
     })
 }
@@ -170,7 +172,7 @@ pub(super) fn check_free(path: &Path) -> Result<(), PemFileError> {
             path: path.to_owned(),
         }),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(source) => Err(failed("look at", path)(source)),
+        Err(reason) => Err(failed("look at", path)(reason)),
     }
 }
 
@@ -214,7 +216,7 @@ fn write_new(path: &Path, content: &str, readers: Readers) -> Result<(), PemFile
                 path: path.to_owned(),
             });
         }
-        Err(source) => return Err(failed("create", path)(source)),
+        Err(reason) => return Err(failed("create", path)(reason)),
     };
     file.write_all(content.as_bytes())
         .map_err(failed("write", path))?;
@@ -238,10 +240,10 @@ fn read_bounded(file: File, path: &Path) -> Result<Vec<u8>, PemFileError> {
 
 fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> PemFileError {
     let path = path.to_owned();
-    move |source| PemFileError::Io {
+    move |reason| PemFileError::Io {
         action,
         path,
-        source,
+        reason,
     }
 }
 
