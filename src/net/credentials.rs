@@ -207,6 +207,19 @@ impl Credentials {
         Arc::clone(&self.callers)
     }
 
+    /// Our key under the certificate of another, which is no secret.
+    #[cfg(test)]
+    pub(super) fn posing_as(&self, other: &Self) -> Self {
+        let (chain, key) = (
+            other.certified.cert.clone(),
+            Arc::clone(&self.certified.key),
+        );
+        Self {
+            certified: Arc::new(CertifiedKey::new(chain, key)),
+            ..other.clone()
+        }
+    }
+
     fn check(material: &Material, files: &CredentialFiles, now: Millis) -> Result<Self, TlsError> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let roots = trusted(&material.ca, &files.ca, now)?;

@@ -221,6 +221,10 @@ mod tests {
     use std::time::Duration;
 
     use quinn::{Connection, Endpoint};
+    use rcgen::{
+        BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+        SanType,
+    };
     use tokio::time::timeout;
 
     use super::*;
@@ -361,23 +365,21 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn another_authority_is_refused_by_both_sides() {
+    async fn another_authority_is_refused_by_either_side() {
         let (ours, theirs) = (authority("blue"), authority("blue"));
         let node = credentials(&ours, "quorate://blue/node/a");
-        let stranger = credentials(&theirs, "quorate://blue/node/b");
-        let meeting = meet(&node, &stranger, PEER_ALPN).await;
-        let text = meeting.dialled.unwrap_err();
-        assert!(text.contains("invalid peer certificate"), "{text}");
-        assert!(meeting.accepted.is_err());
-
-        // A stranger that believes us, so that only our side can refuse.
-        let issued = theirs.issue(stranger.identity(), &[], 365, now()).unwrap();
+        // The stranger believes us, so that only our side can refuse.
         let both = format!("{}{}", ours.cert_pem(), theirs.cert_pem());
-        let stranger = Credentials::from_issued(&both, &issued, now()).unwrap();
-        let meeting = meet(&node, &stranger, PEER_ALPN).await;
-        let text = meeting.accepted.unwrap_err();
-        assert!(text.contains("invalid peer certificate"), "{text}");
-        assert!(meeting.dialled.is_err());
+        let stranger = "quorate://blue/node/b".parse().unwrap();
+        let stranger = theirs.issue(&stranger, &[], 365, now()).unwrap();
+        let stranger = Credentials::from_issued(&both, &stranger, now()).unwrap();
+        let we_dial = meet(&stranger, &node, PEER_ALPN).await.dialled;
+        let we_accept = meet(&node, &stranger, PEER_ALPN).await.accepted;
+        for refused in [we_dial, we_accept] {
+            let text = refused.unwrap_err();
+            assert!(text.contains("invalid peer certificate"), "{text}");
+            assert!(!text.contains("by peer"), "{text}");
+        }
     }
 
     #[tokio::test]
@@ -432,17 +434,31 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_certificate_past_its_end_is_refused_by_both_sides() {
+    async fn a_certificate_past_its_end_is_refused_by_either_side() {
         let ca = authority("blue");
         let good = credentials(&ca, "quorate://blue/node/a");
         let over = expired_credentials(&ca, "quorate://blue/node/b");
-        let meeting = meet(&over, &good, PEER_ALPN).await;
-        let text = meeting.dialled.unwrap_err();
-        assert!(text.contains("expired"), "{text}");
-        let meeting = meet(&good, &over, PEER_ALPN).await;
-        let text = meeting.accepted.unwrap_err();
-        assert!(text.contains("expired"), "{text}");
-        assert!(meeting.dialled.is_err());
+        let we_dial = meet(&over, &good, PEER_ALPN).await.dialled;
+        let we_accept = meet(&good, &over, PEER_ALPN).await.accepted;
+        for refused in [we_dial, we_accept] {
+            let text = refused.unwrap_err();
+            assert!(text.contains("expired"), "{text}");
+            assert!(!text.contains("by peer"), "{text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_certificate_without_its_key_is_refused_by_either_side() {
+        let ca = authority("blue");
+        let node = credentials(&ca, "quorate://blue/node/a");
+        let thief = credentials(&ca, "quorate://blue/client/app").posing_as(&node);
+        let we_dial = meet(&thief, &node, PEER_ALPN).await.dialled;
+        let we_accept = meet(&node, &thief, PEER_ALPN).await.accepted;
+        for refused in [we_dial, we_accept] {
+            let text = refused.unwrap_err();
+            assert!(text.contains("BadSignature"), "{text}");
+            assert!(!text.contains("by peer"), "{text}");
+        }
     }
 
     #[tokio::test]
@@ -455,22 +471,50 @@ mod tests {
     }
 
     #[test]
-    fn only_nodes_are_believed_when_dialled() {
+    fn only_nodes_accept() {
         let ca = authority("blue");
-        let verifier = NodeVerifier::new(&credentials(&ca, "quorate://blue/client/app"));
-        let verify = |credentials: &Credentials| {
-            let certified = credentials.certified();
-            let name = ServerName::try_from(SERVER_NAME).unwrap();
-            verifier.verify_server_cert(&certified.cert[0], &[], &name, &[], UnixTime::now())
-        };
-        verify(&credentials(&ca, "quorate://blue/node/a")).unwrap();
         for role in ["client", "admin"] {
             let member = credentials(&ca, &format!("quorate://blue/{role}/a"));
-            assert!(verify(&member).is_err());
-            assert!(matches!(
-                quic_server(&member),
-                Err(TlsError::NotANode { .. })
-            ));
+            let refused = quic_server(&member);
+            assert!(matches!(refused, Err(TlsError::NotANode { .. })));
+        }
+    }
+
+    #[test]
+    fn only_nodes_are_believed_when_dialled() {
+        // An authority that lets anyone be a server, as ours does not.
+        let ca_key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let ca = params.self_signed(&ca_key).unwrap();
+        let issuer = Issuer::new(params, ca_key);
+        let mut roots = RootCertStore::empty();
+        roots.add(ca.der().clone()).unwrap();
+        let verifier = NodeVerifier {
+            cluster: "blue".to_owned(),
+            roots: Arc::new(roots),
+            provider: Arc::new(rustls::crypto::ring::default_provider()),
+        };
+        let verify = |uri: &str| {
+            let mut params = CertificateParams::default();
+            params.subject_alt_names = vec![SanType::URI(uri.try_into().unwrap())];
+            params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+            let key = KeyPair::generate().unwrap();
+            let server = params.signed_by(&key, &issuer).unwrap();
+            let name = ServerName::try_from(SERVER_NAME).unwrap();
+            let verified =
+                verifier.verify_server_cert(server.der(), &[], &name, &[], UnixTime::now());
+            verified.map(|_| ()).map_err(|error| error.to_string())
+        };
+        assert_eq!(verify("quorate://blue/node/a"), Ok(()));
+        for (uri, reason) in [
+            ("quorate://blue/client/a", "is not a node"),
+            ("quorate://blue/admin/a", "is not a node"),
+            ("quorate://green/node/a", "is of cluster `green`"),
+            ("https://blue.example/", "carries no quorate://"),
+        ] {
+            let text = verify(uri).unwrap_err();
+            assert!(text.contains(reason), "{text}");
         }
     }
 
