@@ -22,6 +22,7 @@
 //! they return actions, without `async`, clock, entropy or log. Rooms that do I/O are thin and
 //! carry the actions out. `tests/tidy.rs` checks this map.
 
+pub mod cli;
 pub mod env;
 pub mod front;
 pub mod model;

@@ -11,6 +11,7 @@ mod gossip;
 mod identity;
 mod lane;
 mod link;
+mod memory;
 mod peers;
 mod pem_files;
 mod tls;
@@ -24,6 +25,7 @@ pub use credentials::{CredentialFiles, Credentials, TlsError};
 pub use endpoint::{Config, Endpoint, NetError, NetStats};
 pub use gossip::{GossipMessage, GossipNet};
 pub use identity::{Identity, IdentityError, Role};
+pub use memory::{MemoryNetwork, MemoryTransport};
 pub use pem_files::{Existing, PemFileError};
 pub use tls::{
     AdmitError, CLIENT_ALPN, PEER_ALPN, SERVER_NAME, admit, negotiated_alpn, peer_identity,
