@@ -108,6 +108,7 @@ const BACKOFF_DOUBLINGS_MAX: u32 = 3;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::env::{Clock, SystemClock};
 
     fn addr(port: u16) -> SocketAddr {
         ([127, 0, 0, 1], port).into()
@@ -116,7 +117,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn failures_back_off_up_to_a_bound_and_success_resets() {
         let mut book = DialBook::new(SeededRng::from_seed(1));
-        let mut now = Instant::from_std(tokio::time::Instant::now().into_std());
+        let mut now = SystemClock.monotonic();
         let mut waits = Vec::new();
         for _ in 0..8 {
             book.want(addr(1), None, now);
@@ -143,7 +144,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn invented_addresses_are_bounded() {
         let mut book = DialBook::new(SeededRng::from_seed(1));
-        let now = Instant::from_std(tokio::time::Instant::now().into_std());
+        let now = SystemClock.monotonic();
         for port in 1..u16::MAX {
             book.want(addr(port), None, now);
         }

@@ -10,9 +10,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::transport::{
-    CallError, Lane, Operations, PeerService, ReplySink, Response, Transport,
-};
+use super::transport::{CallError, Lane, Operations, PeerService, ReplySink, Response, Transport};
 use crate::env::Tasks;
 use crate::model::NodeTag;
 use crate::wire::{
@@ -45,7 +43,11 @@ impl MemoryNetwork {
     /// A network that delivers each message after `delay`.
     #[must_use]
     pub fn new(tasks: Tasks, delay: Duration) -> Self {
-        Self { state: Arc::default(), tasks, delay }
+        Self {
+            state: Arc::default(),
+            tasks,
+            delay,
+        }
     }
 
     /// Connects a node, or replaces what a restarted one serves.
@@ -56,7 +58,10 @@ impl MemoryNetwork {
     /// The transport of a node.
     #[must_use]
     pub fn transport(&self, from: NodeTag) -> MemoryTransport {
-        MemoryTransport { network: self.clone(), from }
+        MemoryTransport {
+            network: self.clone(),
+            from,
+        }
     }
 
     /// Loses everything from one node to another, from now on.
@@ -87,7 +92,9 @@ impl MemoryNetwork {
         service.serve(&request, &mut out).ok()?;
         sleep(self.delay).await;
         self.service(to, from)?;
-        split_frame(&mut BytesMut::from(&out[..]), usize::MAX).ok().flatten()
+        split_frame(&mut BytesMut::from(&out[..]), usize::MAX)
+            .ok()
+            .flatten()
     }
 }
 
@@ -100,7 +107,11 @@ impl Transport for MemoryTransport {
         deadline: Instant,
         sink: Box<dyn ReplySink>,
     ) -> Result<(), CallError> {
-        let header = RequestHeader { id: 0, budget_ms: 0, count: operations.count() };
+        let header = RequestHeader {
+            id: 0,
+            budget_ms: 0,
+            count: operations.count(),
+        };
         let mut frame = Vec::new();
         let start = start_frame(&header, &mut frame);
         frame.extend_from_slice(operations.encoded());
@@ -120,7 +131,11 @@ impl Transport for MemoryTransport {
             };
             let mut answers = FrameReader::new(&frame);
             if let Ok(ResponseHeader { count, .. }) = answers.next() {
-                drop(sink.on_reply(Ok(Response { frame: &frame, answers, count })));
+                drop(sink.on_reply(Ok(Response {
+                    frame: &frame,
+                    answers,
+                    count,
+                })));
             }
         });
         Ok(())

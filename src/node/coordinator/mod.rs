@@ -205,6 +205,12 @@ impl Coordinator {
         Local::new(&self.0)
     }
 
+    /// The settings.
+    #[must_use]
+    pub fn config(&self) -> Config {
+        self.0.config
+    }
+
     /// The ring as this node sees it now.
     #[must_use]
     pub fn view(&self) -> Arc<View> {

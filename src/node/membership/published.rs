@@ -1,0 +1,89 @@
+//! What a node tells of itself through gossip: a handful of keys with short text values.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::Millis;
+use crate::ring::{MemberEntry, RingParams};
+use crate::wire::WIRE_VERSION;
+
+/// A node's entry in the member table, as JSON.
+pub(super) const RING_KEY: &str = "ring";
+/// What all members must agree on.
+pub(super) const PARAMS_KEY: &str = "params";
+/// The digest of the node's member table: peers whose own differs fetch the table.
+pub(super) const TABLE_KEY: &str = "table";
+/// [`Load`], as JSON.
+pub(super) const LOAD_KEY: &str = "load";
+
+/// What a node holds and how long it has been up, as it last told.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Load {
+    /// Values held.
+    pub keys: u64,
+    /// Bytes of records.
+    pub bytes: u64,
+    /// Hints held for others.
+    pub hints_held: u64,
+    /// When the node started.
+    pub started_at: Millis,
+    /// The version of its software.
+    pub version: String,
+}
+
+/// What all members of a ring must have in common, as text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Params {
+    wire_version: u32,
+    partitions: u32,
+    n: u8,
+}
+
+impl Params {
+    pub(super) fn of(ring: &RingParams) -> Self {
+        Self { wire_version: WIRE_VERSION, partitions: ring.partitions.count(), n: ring.n }
+    }
+}
+
+impl fmt::Display for Params {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "wire={} partitions={} n={}", self.wire_version, self.partitions, self.n)
+    }
+}
+
+impl FromStr for Params {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let mut words = text.split(' ');
+        let mut number = |name: &str| -> Result<u32, ()> {
+            let (key, value) = words.next().and_then(|w| w.split_once('=')).ok_or(())?;
+            if key == name { value.parse().map_err(|_| ()) } else { Err(()) }
+        };
+        let (wire_version, partitions) = (number("wire")?, number("partitions")?);
+        let n = u8::try_from(number("n")?).map_err(|_| ())?;
+        Ok(Self { wire_version, partitions, n })
+    }
+}
+
+pub(super) fn entry_text(entry: &MemberEntry) -> String {
+    // A struct of text and numbers always has a JSON form.
+    serde_json::to_string(entry).unwrap_or_default()
+}
+
+pub(super) fn parse_entry(text: &str) -> Option<MemberEntry> {
+    (text.len() <= ENTRY_BYTES_MAX).then(|| serde_json::from_str(text).ok()).flatten()
+}
+
+pub(super) fn load_text(load: &Load) -> String {
+    serde_json::to_string(load).unwrap_or_default()
+}
+
+pub(super) fn parse_load(text: &str) -> Option<Load> {
+    (text.len() <= ENTRY_BYTES_MAX).then(|| serde_json::from_str(text).ok()).flatten()
+}
+
+/// A name, a zone and three addresses of sane length.
+const ENTRY_BYTES_MAX: usize = 2_048;

@@ -1,0 +1,206 @@
+//! What is known of each node, and what follows from it: who is in the ring, who is reachable,
+//! whom to meet, whose table to fetch. Pure: gossip, connections and time come in as events.
+//!
+//! A node enters the ring in one of three ways only: this node has a connection to it (its
+//! certificate names it) and it says so itself; a ring member vouches for it in its own member
+//! table; or it was in the table that this node kept on disk. Being named in gossip is not enough.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::published::{
+    LOAD_KEY, Load, PARAMS_KEY, Params, RING_KEY, TABLE_KEY, parse_entry, parse_load,
+};
+use crate::model::NodeId;
+use crate::ring::{Member, MemberEntry, MemberState, MemberTable, RingParams};
+
+/// Everything that membership knows.
+#[derive(Debug)]
+pub(super) struct Roster {
+    self_id: NodeId,
+    params: Params,
+    table: MemberTable,
+    peers: BTreeMap<NodeId, Peer>,
+    /// Nodes whose parameters differ: said once each.
+    refused: Vec<Refused>,
+}
+
+/// A node that cannot be in this ring.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Refused {
+    pub(super) id: NodeId,
+    pub(super) theirs: String,
+    pub(super) ours: String,
+}
+
+#[derive(Debug, Default)]
+struct Peer {
+    /// Which start of the node, and which state of its keys, was read last.
+    seen: (u64, u64),
+    entry: Option<MemberEntry>,
+    load: Option<Load>,
+    table_digest: Option<String>,
+    differs: bool,
+    live: bool,
+    connected: bool,
+    reachable: bool,
+    lost_at: Option<Instant>,
+    fetch_after: Option<Instant>,
+}
+
+/// What gossip holds of one node.
+#[derive(Debug)]
+pub(super) struct Gossiped<'a> {
+    pub(super) id: NodeId,
+    pub(super) incarnation: u64,
+    pub(super) version: u64,
+    pub(super) live: bool,
+    pub(super) value: &'a dyn Fn(&str) -> Option<String>,
+}
+
+/// What the driver has to do after an event.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Todo {
+    /// Nodes to connect to.
+    pub(super) meet: Vec<(NodeId, SocketAddr)>,
+    /// A member whose table to fetch.
+    pub(super) fetch: Option<NodeId>,
+    /// Nodes that were refused since last time.
+    pub(super) refused: Vec<Refused>,
+}
+
+impl Roster {
+    pub(super) fn new(self_id: NodeId, params: &RingParams, table: MemberTable) -> Self {
+        let params = Params::of(params);
+        Self { self_id, params, table, peers: BTreeMap::new(), refused: Vec::new() }
+    }
+
+    pub(super) const fn table(&self) -> &MemberTable {
+        &self.table
+    }
+
+    pub(super) fn loads(&self) -> BTreeMap<NodeId, Load> {
+        let load = |(id, peer): (&NodeId, &Peer)| Some((id.clone(), peer.load.clone()?));
+        self.peers.iter().filter_map(load).collect()
+    }
+
+    /// What gossip holds of a node now. Of several starts of one node, the latest counts.
+    pub(super) fn on_gossip(&mut self, gossiped: &Gossiped<'_>) {
+        let Gossiped { id, incarnation, version, live, value } = gossiped;
+        if *id == self.self_id || (self.peers.len() >= PEERS_MAX && !self.peers.contains_key(id)) {
+            return;
+        }
+        let peer = self.peers.entry(id.clone()).or_default();
+        if *incarnation < peer.seen.0 {
+            return;
+        }
+        peer.live = *live;
+        if peer.seen == (*incarnation, *version) {
+            return;
+        }
+        peer.seen = (*incarnation, *version);
+        let entry = value(RING_KEY).and_then(|text| parse_entry(&text));
+        peer.entry = entry.filter(|entry| entry.id == *id && entry.incarnation == *incarnation);
+        peer.load = value(LOAD_KEY).and_then(|text| parse_load(&text));
+        peer.table_digest = value(TABLE_KEY);
+        if let Some(theirs) = value(PARAMS_KEY) {
+            let differs = theirs.parse::<Params>().as_ref() != Ok(&self.params);
+            if differs && !peer.differs {
+                let ours = self.params.to_string();
+                self.refused.push(Refused { id: id.clone(), theirs, ours });
+            }
+            peer.differs = differs;
+        }
+    }
+
+    /// Nodes that gossip has forgotten and that nobody is connected to need no place here.
+    pub(super) fn retain(&mut self, is_gossiped: impl Fn(&NodeId) -> bool) {
+        self.peers.retain(|id, peer| peer.connected || is_gossiped(id));
+    }
+
+    /// Who is connected now.
+    pub(super) fn on_connected(&mut self, now: Instant, connected: &BTreeMap<NodeId, SocketAddr>) {
+        for (id, peer) in &mut self.peers {
+            let is_connected = connected.contains_key(id);
+            if peer.connected && !is_connected {
+                peer.lost_at = Some(now);
+            }
+            peer.connected = is_connected;
+        }
+        for id in connected.keys().filter(|id| **id != self.self_id) {
+            self.peers.entry(id.clone()).or_default().connected = true;
+        }
+    }
+
+    /// A ring member's table.
+    pub(super) fn on_table(&mut self, table: &MemberTable) {
+        self.table.merge(table);
+    }
+
+    /// Draws the conclusions. Call after each round of events.
+    pub(super) fn conclude(&mut self, now: Instant) -> Todo {
+        let mut todo = Todo { refused: std::mem::take(&mut self.refused), ..Todo::default() };
+        let own_digest = digest_text(&self.table);
+        for (id, peer) in &mut self.peers {
+            if peer.connected && !peer.differs
+                && let Some(entry) = &peer.entry
+            {
+                self.table.merge_entry(entry.clone());
+            }
+            let lost_lately = peer.reachable
+                && peer.lost_at.is_some_and(|lost| now.duration_since(lost) < LOST_GRACE);
+            peer.reachable = peer.live && (peer.connected || lost_lately);
+            let is_member = self.table.get(id).is_some();
+            if !peer.connected && !is_member && peer.live && todo.meet.len() < MEET_STRANGERS_MAX
+                && let Some(entry) = &peer.entry
+            {
+                todo.meet.push((id.clone(), entry.quic));
+            }
+            let has_news = is_member
+                && peer.connected
+                && peer.table_digest.as_ref().is_some_and(|digest| *digest != own_digest)
+                && peer.fetch_after.is_none_or(|after| after <= now);
+            if has_news && todo.fetch.is_none() {
+                peer.fetch_after = Some(now + FETCH_INTERVAL);
+                todo.fetch = Some(id.clone());
+            }
+        }
+        for entry in self.table.entries() {
+            let is_gone = entry.state == MemberState::Left || entry.id == self.self_id;
+            if !is_gone && !self.peers.get(&entry.id).is_some_and(|peer| peer.connected) {
+                todo.meet.push((entry.id.clone(), entry.quic));
+            }
+        }
+        todo
+    }
+
+    /// The members of the ring, as this node sees them.
+    pub(super) fn members(&self) -> Vec<Member> {
+        let losers = self.table.conflicts();
+        let is_in = |entry: &&MemberEntry| {
+            entry.state != MemberState::Left && !losers.iter().any(|(loser, _)| *loser == entry.id)
+        };
+        let member = |entry: &MemberEntry| {
+            let is_self = entry.id == self.self_id;
+            let is_reachable = self.peers.get(&entry.id).is_some_and(|peer| peer.reachable);
+            entry.to_member(is_self || is_reachable)
+        };
+        self.table.entries().filter(is_in).map(member).collect()
+    }
+}
+
+pub(super) fn digest_text(table: &MemberTable) -> String {
+    format!("{:016x}", table.digest())
+}
+
+/// Names that are kept: twice the largest cluster. More are invented.
+const PEERS_MAX: usize = 2_048;
+/// Strangers to dial in one round.
+const MEET_STRANGERS_MAX: usize = 16;
+/// A lost connection is made again within a round trip or two if the peer lives.
+const LOST_GRACE: Duration = Duration::from_millis(500);
+/// Two gossip rounds: long enough for a digest to have followed its table.
+const FETCH_INTERVAL: Duration = Duration::from_millis(600);

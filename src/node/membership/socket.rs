@@ -1,0 +1,169 @@
+//! chitchat's messages over the node's own network, and which of them are believed.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use chitchat::transport::{Socket, Transport};
+use chitchat::{ChitchatId, ChitchatMessage, Deserializable, Serializable};
+use tokio::sync::mpsc;
+use tracing::debug;
+
+use crate::net::{GossipMessage, GossipNet};
+
+/// Opens the one socket that a node's chitchat has.
+pub(super) struct GossipTransport {
+    net: Arc<dyn GossipNet>,
+    inbox: Mutex<Option<mpsc::Receiver<GossipMessage>>>,
+    refused: Arc<AtomicU64>,
+}
+
+impl GossipTransport {
+    /// `None` when the network's receiving end is taken already.
+    pub(super) fn new(net: Arc<dyn GossipNet>, refused: Arc<AtomicU64>) -> Option<Self> {
+        let inbox = Mutex::new(Some(net.take_gossip()?));
+        Some(Self { net, inbox, refused })
+    }
+}
+
+impl fmt::Debug for GossipTransport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("GossipTransport")
+    }
+}
+
+#[async_trait]
+impl Transport for GossipTransport {
+    async fn open(&self, _listen_addr: SocketAddr) -> anyhow::Result<Box<dyn Socket>> {
+        let inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let inbox = inbox.ok_or_else(|| anyhow::Error::msg("the gossip socket is open already"))?;
+        let (net, refused) = (Arc::clone(&self.net), Arc::clone(&self.refused));
+        Ok(Box::new(GossipSocket { net, inbox, refused }))
+    }
+}
+
+struct GossipSocket {
+    net: Arc<dyn GossipNet>,
+    inbox: mpsc::Receiver<GossipMessage>,
+    refused: Arc<AtomicU64>,
+}
+
+#[async_trait]
+impl Socket for GossipSocket {
+    /// Only queues: chitchat's loop waits for this, and must not wait for a dead peer.
+    async fn send(&mut self, to: SocketAddr, message: ChitchatMessage) -> anyhow::Result<()> {
+        self.net.send_gossip(to, Bytes::from(message.serialize_to_vec()));
+        Ok(())
+    }
+
+    /// Skips what is not believed. An error from here would end chitchat's loop for good: there is
+    /// one only when the network is gone.
+    async fn recv(&mut self) -> anyhow::Result<(SocketAddr, ChitchatMessage)> {
+        loop {
+            let received = self.inbox.recv().await;
+            let Some(GossipMessage { from, from_addr, body }) = received else {
+                // The node is stopping and takes this task with it.
+                std::future::pending::<()>().await;
+                continue;
+            };
+            match believe(from.as_str(), &body) {
+                Ok(message) => return Ok((from_addr, message)),
+                Err(reason) => {
+                    self.refused.fetch_add(1, Ordering::Relaxed);
+                    debug!(%from, reason, "refused a gossip message");
+                }
+            }
+        }
+    }
+}
+
+/// Decodes a message if its sender may say it.
+///
+/// A message does not name its sender, the connection's certificate does. But whoever begins a
+/// round or answers one sends a digest of all it knows, itself included: one without the
+/// sender is not its own. A digest also names third nodes, which is what Scuttlebutt is for; it
+/// cannot name more than a cluster has, and none of them enters the ring by being named.
+fn believe(from: &str, body: &[u8]) -> Result<ChitchatMessage, &'static str> {
+    if let Some(mut digest) = digest_bytes(body)? {
+        let names = digest_names(&mut digest).ok_or("malformed digest")?;
+        if !names.contains(from) {
+            return Err("a digest that does not name its sender");
+        }
+    }
+    let mut rest = body;
+    let message = ChitchatMessage::deserialize(&mut rest).map_err(|_| "malformed message")?;
+    if rest.is_empty() { Ok(message) } else { Err("bytes after the message") }
+}
+
+/// The part of a message that begins with its digest; `None` for kinds without one. Layout of
+/// chitchat 0.11: magic number 2, protocol version 1, kind 1, then the digest.
+fn digest_bytes(body: &[u8]) -> Result<Option<&[u8]>, &'static str> {
+    const HEADER_BYTES: usize = 4;
+    const SYN: u8 = 0;
+    const SYN_ACK: u8 = 1;
+    match body.get(HEADER_BYTES - 1) {
+        None => Err("shorter than a header"),
+        Some(&(SYN | SYN_ACK)) => Ok(Some(&body[HEADER_BYTES..])),
+        Some(_) => Ok(None),
+    }
+}
+
+fn digest_names(digest: &mut &[u8]) -> Option<BTreeSet<String>> {
+    let nodes = u16::deserialize(digest).ok()?;
+    if nodes > NODES_NAMED_MAX {
+        return None;
+    }
+    let mut names = BTreeSet::new();
+    for _ in 0..nodes {
+        let id = ChitchatId::deserialize(digest).ok()?;
+        // Heartbeat and two versions.
+        (0..3).try_for_each(|_| u64::deserialize(digest).map(drop)).ok()?;
+        names.insert(id.node_id.to_string());
+    }
+    Some(names)
+}
+
+/// chitchat writes a digest of everyone into each message of at most 64 KiB and panics when it
+/// does not fit: at 24 + 17 + 15 bytes for a name of 13 characters, 1,150 nodes do. Restarted
+/// nodes count twice until they are forgotten.
+const NODES_NAMED_MAX: u16 = 1_100;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn syn(names: &[&str]) -> Vec<u8> {
+        let mut bytes = 45_139u16.to_le_bytes().to_vec();
+        bytes.extend([0, 0]);
+        u16::try_from(names.len()).unwrap().serialize(&mut bytes);
+        for name in names {
+            ChitchatId::new(*name, 1, ([127, 0, 0, 1], 1).into()).serialize(&mut bytes);
+            (0..3).for_each(|number: u64| number.serialize(&mut bytes));
+        }
+        "blue".serialize(&mut bytes);
+        bytes
+    }
+
+    #[test]
+    fn a_node_speaks_for_itself_and_of_others() {
+        assert!(matches!(believe("a", &syn(&["a", "b"])), Ok(ChitchatMessage::Syn { .. })));
+        assert!(believe("c", &syn(&["a", "b"])).is_err());
+        assert!(believe("a", &syn(&[])).is_err());
+    }
+
+    #[test]
+    fn invented_crowds_and_broken_messages_are_refused() {
+        let crowd: Vec<String> = (0..=NODES_NAMED_MAX).map(|n| format!("n{n}")).collect();
+        let crowd: Vec<&str> = crowd.iter().map(String::as_str).collect();
+        assert!(believe("n0", &syn(&crowd)).is_err());
+        let whole = syn(&["a"]);
+        for end in 0..whole.len() {
+            assert!(believe("a", &whole[..end]).is_err(), "cut at {end}");
+        }
+        assert!(believe("a", &[whole, vec![0]].concat()).is_err());
+    }
+}
