@@ -29,6 +29,7 @@ pub mod model;
 pub mod net;
 pub mod node;
 pub mod protocol;
+pub mod resp;
 pub mod ring;
 pub mod store;
 pub mod wire;

@@ -442,9 +442,9 @@ fn enlarge_buffers(socket: &UdpSocket) {
 }
 
 const SOCKET_BUFFER_BYTES: usize = 4 * 1024 * 1024;
-/// Six keep-alives: a connection is given up after that much silence.
-const IDLE_MAX_MS: u32 = 3_000;
-const KEEP_ALIVE: Duration = Duration::from_millis(500);
+/// Five keep-alives: a connection is given up after that much silence.
+const IDLE_MAX_MS: u32 = 2_000;
+const KEEP_ALIVE: Duration = Duration::from_millis(400);
 /// Sidecars share a data centre: without this the first lost packet of a handshake costs a second.
 const INITIAL_RTT: Duration = Duration::from_millis(50);
 /// Room for a value of the default limit in flight.

@@ -1,4 +1,5 @@
 //! A node's own doings: it coordinates requests and is a replica for others.
 
 pub mod coordinator;
+pub mod membership;
 pub mod replica;

@@ -43,13 +43,21 @@ pub(super) struct Params {
 
 impl Params {
     pub(super) fn of(ring: &RingParams) -> Self {
-        Self { wire_version: WIRE_VERSION, partitions: ring.partitions.count(), n: ring.n }
+        Self {
+            wire_version: WIRE_VERSION,
+            partitions: ring.partitions.count(),
+            n: ring.n,
+        }
     }
 }
 
 impl fmt::Display for Params {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "wire={} partitions={} n={}", self.wire_version, self.partitions, self.n)
+        write!(
+            f,
+            "wire={} partitions={} n={}",
+            self.wire_version, self.partitions, self.n
+        )
     }
 }
 
@@ -60,11 +68,19 @@ impl FromStr for Params {
         let mut words = text.split(' ');
         let mut number = |name: &str| -> Result<u32, ()> {
             let (key, value) = words.next().and_then(|w| w.split_once('=')).ok_or(())?;
-            if key == name { value.parse().map_err(|_| ()) } else { Err(()) }
+            if key == name {
+                value.parse().map_err(|_| ())
+            } else {
+                Err(())
+            }
         };
         let (wire_version, partitions) = (number("wire")?, number("partitions")?);
         let n = u8::try_from(number("n")?).map_err(|_| ())?;
-        Ok(Self { wire_version, partitions, n })
+        Ok(Self {
+            wire_version,
+            partitions,
+            n,
+        })
     }
 }
 
@@ -74,7 +90,9 @@ pub(super) fn entry_text(entry: &MemberEntry) -> String {
 }
 
 pub(super) fn parse_entry(text: &str) -> Option<MemberEntry> {
-    (text.len() <= ENTRY_BYTES_MAX).then(|| serde_json::from_str(text).ok()).flatten()
+    (text.len() <= ENTRY_BYTES_MAX)
+        .then(|| serde_json::from_str(text).ok())
+        .flatten()
 }
 
 pub(super) fn load_text(load: &Load) -> String {
@@ -82,7 +100,9 @@ pub(super) fn load_text(load: &Load) -> String {
 }
 
 pub(super) fn parse_load(text: &str) -> Option<Load> {
-    (text.len() <= ENTRY_BYTES_MAX).then(|| serde_json::from_str(text).ok()).flatten()
+    (text.len() <= ENTRY_BYTES_MAX)
+        .then(|| serde_json::from_str(text).ok())
+        .flatten()
 }
 
 /// A name, a zone and three addresses of sane length.

@@ -52,7 +52,6 @@ struct Peer {
 }
 
 /// What gossip holds of one node.
-#[derive(Debug)]
 pub(super) struct Gossiped<'a> {
     pub(super) id: NodeId,
     pub(super) incarnation: u64,
@@ -75,7 +74,13 @@ pub(super) struct Todo {
 impl Roster {
     pub(super) fn new(self_id: NodeId, params: &RingParams, table: MemberTable) -> Self {
         let params = Params::of(params);
-        Self { self_id, params, table, peers: BTreeMap::new(), refused: Vec::new() }
+        Self {
+            self_id,
+            params,
+            table,
+            peers: BTreeMap::new(),
+            refused: Vec::new(),
+        }
     }
 
     pub(super) const fn table(&self) -> &MemberTable {
@@ -89,7 +94,13 @@ impl Roster {
 
     /// What gossip holds of a node now. Of several starts of one node, the latest counts.
     pub(super) fn on_gossip(&mut self, gossiped: &Gossiped<'_>) {
-        let Gossiped { id, incarnation, version, live, value } = gossiped;
+        let Gossiped {
+            id,
+            incarnation,
+            version,
+            live,
+            value,
+        } = gossiped;
         if *id == self.self_id || (self.peers.len() >= PEERS_MAX && !self.peers.contains_key(id)) {
             return;
         }
@@ -110,7 +121,11 @@ impl Roster {
             let differs = theirs.parse::<Params>().as_ref() != Ok(&self.params);
             if differs && !peer.differs {
                 let ours = self.params.to_string();
-                self.refused.push(Refused { id: id.clone(), theirs, ours });
+                self.refused.push(Refused {
+                    id: id.clone(),
+                    theirs,
+                    ours,
+                });
             }
             peer.differs = differs;
         }
@@ -118,7 +133,8 @@ impl Roster {
 
     /// Nodes that gossip has forgotten and that nobody is connected to need no place here.
     pub(super) fn retain(&mut self, is_gossiped: impl Fn(&NodeId) -> bool) {
-        self.peers.retain(|id, peer| peer.connected || is_gossiped(id));
+        self.peers
+            .retain(|id, peer| peer.connected || is_gossiped(id));
     }
 
     /// Who is connected now.
@@ -142,26 +158,38 @@ impl Roster {
 
     /// Draws the conclusions. Call after each round of events.
     pub(super) fn conclude(&mut self, now: Instant) -> Todo {
-        let mut todo = Todo { refused: std::mem::take(&mut self.refused), ..Todo::default() };
+        let mut todo = Todo {
+            refused: std::mem::take(&mut self.refused),
+            ..Todo::default()
+        };
         let own_digest = digest_text(&self.table);
         for (id, peer) in &mut self.peers {
-            if peer.connected && !peer.differs
+            if peer.connected
+                && !peer.differs
                 && let Some(entry) = &peer.entry
             {
                 self.table.merge_entry(entry.clone());
             }
             let lost_lately = peer.reachable
-                && peer.lost_at.is_some_and(|lost| now.duration_since(lost) < LOST_GRACE);
+                && peer
+                    .lost_at
+                    .is_some_and(|lost| now.duration_since(lost) < LOST_GRACE);
             peer.reachable = peer.live && (peer.connected || lost_lately);
             let is_member = self.table.get(id).is_some();
-            if !peer.connected && !is_member && peer.live && todo.meet.len() < MEET_STRANGERS_MAX
+            if !peer.connected
+                && !is_member
+                && peer.live
+                && todo.meet.len() < MEET_STRANGERS_MAX
                 && let Some(entry) = &peer.entry
             {
                 todo.meet.push((id.clone(), entry.quic));
             }
             let has_news = is_member
                 && peer.connected
-                && peer.table_digest.as_ref().is_some_and(|digest| *digest != own_digest)
+                && peer
+                    .table_digest
+                    .as_ref()
+                    .is_some_and(|digest| *digest != own_digest)
                 && peer.fetch_after.is_none_or(|after| after <= now);
             if has_news && todo.fetch.is_none() {
                 peer.fetch_after = Some(now + FETCH_INTERVAL);

@@ -26,7 +26,11 @@ impl GossipTransport {
     /// `None` when the network's receiving end is taken already.
     pub(super) fn new(net: Arc<dyn GossipNet>, refused: Arc<AtomicU64>) -> Option<Self> {
         let inbox = Mutex::new(Some(net.take_gossip()?));
-        Some(Self { net, inbox, refused })
+        Some(Self {
+            net,
+            inbox,
+            refused,
+        })
     }
 }
 
@@ -39,10 +43,18 @@ impl fmt::Debug for GossipTransport {
 #[async_trait]
 impl Transport for GossipTransport {
     async fn open(&self, _listen_addr: SocketAddr) -> anyhow::Result<Box<dyn Socket>> {
-        let inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let inbox = self
+            .inbox
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         let inbox = inbox.ok_or_else(|| anyhow::Error::msg("the gossip socket is open already"))?;
         let (net, refused) = (Arc::clone(&self.net), Arc::clone(&self.refused));
-        Ok(Box::new(GossipSocket { net, inbox, refused }))
+        Ok(Box::new(GossipSocket {
+            net,
+            inbox,
+            refused,
+        }))
     }
 }
 
@@ -56,7 +68,8 @@ struct GossipSocket {
 impl Socket for GossipSocket {
     /// Only queues: chitchat's loop waits for this, and must not wait for a dead peer.
     async fn send(&mut self, to: SocketAddr, message: ChitchatMessage) -> anyhow::Result<()> {
-        self.net.send_gossip(to, Bytes::from(message.serialize_to_vec()));
+        self.net
+            .send_gossip(to, Bytes::from(message.serialize_to_vec()));
         Ok(())
     }
 
@@ -65,7 +78,12 @@ impl Socket for GossipSocket {
     async fn recv(&mut self) -> anyhow::Result<(SocketAddr, ChitchatMessage)> {
         loop {
             let received = self.inbox.recv().await;
-            let Some(GossipMessage { from, from_addr, body }) = received else {
+            let Some(GossipMessage {
+                from,
+                from_addr,
+                body,
+            }) = received
+            else {
                 // The node is stopping and takes this task with it.
                 std::future::pending::<()>().await;
                 continue;
@@ -96,7 +114,11 @@ fn believe(from: &str, body: &[u8]) -> Result<ChitchatMessage, &'static str> {
     }
     let mut rest = body;
     let message = ChitchatMessage::deserialize(&mut rest).map_err(|_| "malformed message")?;
-    if rest.is_empty() { Ok(message) } else { Err("bytes after the message") }
+    if rest.is_empty() {
+        Ok(message)
+    } else {
+        Err("bytes after the message")
+    }
 }
 
 /// The part of a message that begins with its digest; `None` for kinds without one. Layout of
@@ -121,7 +143,9 @@ fn digest_names(digest: &mut &[u8]) -> Option<BTreeSet<String>> {
     for _ in 0..nodes {
         let id = ChitchatId::deserialize(digest).ok()?;
         // Heartbeat and two versions.
-        (0..3).try_for_each(|_| u64::deserialize(digest).map(drop)).ok()?;
+        (0..3)
+            .try_for_each(|_| u64::deserialize(digest).map(drop))
+            .ok()?;
         names.insert(id.node_id.to_string());
     }
     Some(names)
@@ -150,7 +174,10 @@ mod tests {
 
     #[test]
     fn a_node_speaks_for_itself_and_of_others() {
-        assert!(matches!(believe("a", &syn(&["a", "b"])), Ok(ChitchatMessage::Syn { .. })));
+        assert!(matches!(
+            believe("a", &syn(&["a", "b"])),
+            Ok(ChitchatMessage::Syn { .. })
+        ));
         assert!(believe("c", &syn(&["a", "b"])).is_err());
         assert!(believe("a", &syn(&[])).is_err());
     }

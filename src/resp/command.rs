@@ -1,0 +1,433 @@
+//! From arguments to commands: names, arity, options, and the errors of Redis 7.
+
+use thiserror::Error;
+
+use super::connection::{self, ConnectionCommand};
+use super::expiry::Unit;
+use super::{Args, CommandKind, ExpiryArg};
+use crate::model::{KeyError, check_key};
+
+/// A command, its keys and values borrowed from the input.
+#[derive(Debug, Clone, Copy)]
+pub enum Command<'a> {
+    /// One about keys.
+    Data(CommandKind, DataCommand<'a>),
+    /// One about the connection or the server.
+    Connection(CommandKind, ConnectionCommand<'a>),
+}
+
+/// A command about keys.
+#[derive(Debug, Clone, Copy)]
+pub enum DataCommand<'a> {
+    /// `GET`
+    Get {
+        /// The key.
+        key: &'a [u8],
+    },
+    /// `SET`, `SETEX`, `PSETEX`
+    Set {
+        /// The key.
+        key: &'a [u8],
+        /// The value.
+        value: &'a [u8],
+        /// When it ends.
+        expiry: Option<ExpiryArg>,
+    },
+    /// `MGET`
+    MGet {
+        /// The keys.
+        keys: Keys<'a>,
+    },
+    /// `MSET`
+    MSet {
+        /// The keys and their values.
+        pairs: Pairs<'a>,
+    },
+    /// `DEL`, `UNLINK`
+    Del {
+        /// The keys.
+        keys: Keys<'a>,
+    },
+    /// `EXISTS`, `TOUCH`
+    Exists {
+        /// The keys.
+        keys: Keys<'a>,
+    },
+    /// `EXPIRE`, `PEXPIRE`, `EXPIREAT`, `PEXPIREAT`
+    Expire {
+        /// The key.
+        key: &'a [u8],
+        /// When its value ends.
+        at: ExpiryArg,
+    },
+    /// `PERSIST`
+    Persist {
+        /// The key.
+        key: &'a [u8],
+    },
+    /// `TTL`, `PTTL`, `EXPIRETIME`, `PEXPIRETIME`
+    Ttl {
+        /// The key.
+        key: &'a [u8],
+        /// How to say it.
+        form: TtlForm,
+    },
+    /// `TYPE`
+    Type {
+        /// The key.
+        key: &'a [u8],
+    },
+    /// `STRLEN`
+    StrLen {
+        /// The key.
+        key: &'a [u8],
+    },
+}
+
+/// How to say when a value ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TtlForm {
+    /// Seconds left.
+    Seconds,
+    /// Milliseconds left.
+    Millis,
+    /// Seconds since 1970.
+    AtSeconds,
+    /// Milliseconds since 1970.
+    AtMillis,
+}
+
+/// The keys of a command that has several.
+#[derive(Debug, Clone, Copy)]
+pub struct Keys<'a>(Args<'a>);
+
+/// The keys of a command that has several, each with a value.
+#[derive(Debug, Clone, Copy)]
+pub struct Pairs<'a>(Args<'a>);
+
+/// A command that cannot be carried out. The text is the whole reply, but for the leading `-`.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum CommandError {
+    /// No command has this name.
+    #[error("ERR unknown command '{name}', with args beginning with: {args}")]
+    Unknown {
+        /// The name.
+        name: String,
+        /// The first arguments, quoted.
+        args: String,
+    },
+    /// No sub-command has this name.
+    #[error("ERR unknown subcommand '{name}'. Try {command} HELP.")]
+    UnknownSubcommand {
+        /// The command, in upper case.
+        command: &'static str,
+        /// The name.
+        name: String,
+    },
+    /// Too few or too many arguments.
+    #[error("ERR wrong number of arguments for '{0}' command")]
+    Arity(String),
+    /// Options that do not go together or do not exist.
+    #[error("ERR syntax error")]
+    Syntax,
+    /// `EXPIRE` with an option that does not exist.
+    #[error("ERR Unsupported option {0}")]
+    Unsupported(String),
+    /// A number that is none.
+    #[error("ERR value is not an integer or out of range")]
+    NotAnInteger,
+    /// A moment that cannot be.
+    #[error("ERR invalid expire time in '{0}' command")]
+    InvalidExpire(&'static str),
+    /// A timeout below zero.
+    #[error("ERR timeout is negative")]
+    NegativeTimeout,
+    /// Not a version of RESP that this node speaks.
+    #[error("NOPROTO unsupported protocol version")]
+    Protocol,
+    /// `HELLO` with something that is no number.
+    #[error("ERR Protocol version is not an integer or out of range")]
+    ProtocolNumber,
+    /// `HELLO` with an option that does not exist.
+    #[error("ERR Syntax error in HELLO option '{0}'")]
+    HelloOption(String),
+    /// Not a key.
+    #[error("ERR {0}")]
+    Key(#[from] KeyError),
+    /// A command of Redis that this version lacks.
+    #[error("ERR {0} needs an atomic update, which this version of Quorate does not have yet")]
+    NotYet(&'static str),
+}
+
+impl<'a> Command<'a> {
+    /// Which command the arguments are. They are not empty: an empty request is no command.
+    pub fn parse(args: Args<'a>) -> Result<Self, CommandError> {
+        let name = args.get(0).unwrap_or_default();
+        let Some(kind) = CommandKind::of(name) else {
+            return Err(unknown(name, args));
+        };
+        use CommandKind as K;
+        let data = match kind {
+            K::Get => DataCommand::Get {
+                key: only_key(args, kind)?,
+            },
+            K::Set => set(args)?,
+            K::SetEx => set_for(args, kind, Unit::new(true, false))?,
+            K::PSetEx => set_for(args, kind, Unit::new(false, false))?,
+            K::MGet => DataCommand::MGet {
+                keys: keys(args, kind)?,
+            },
+            K::MSet => DataCommand::MSet {
+                pairs: pairs(args)?,
+            },
+            K::Del | K::Unlink => DataCommand::Del {
+                keys: keys(args, kind)?,
+            },
+            K::Exists | K::Touch => DataCommand::Exists {
+                keys: keys(args, kind)?,
+            },
+            K::Expire => expire(args, kind, Unit::new(true, false))?,
+            K::PExpire => expire(args, kind, Unit::new(false, false))?,
+            K::ExpireAt => expire(args, kind, Unit::new(true, true))?,
+            K::PExpireAt => expire(args, kind, Unit::new(false, true))?,
+            K::Persist => DataCommand::Persist {
+                key: only_key(args, kind)?,
+            },
+            K::Ttl => ttl(args, kind, TtlForm::Seconds)?,
+            K::PTtl => ttl(args, kind, TtlForm::Millis)?,
+            K::ExpireTime => ttl(args, kind, TtlForm::AtSeconds)?,
+            K::PExpireTime => ttl(args, kind, TtlForm::AtMillis)?,
+            K::Type => DataCommand::Type {
+                key: only_key(args, kind)?,
+            },
+            K::StrLen => DataCommand::StrLen {
+                key: only_key(args, kind)?,
+            },
+            _ => return Ok(Self::Connection(kind, connection::parse(kind, args)?)),
+        };
+        Ok(Self::Data(kind, data))
+    }
+
+    /// Which command it is.
+    #[must_use]
+    pub const fn kind(&self) -> CommandKind {
+        match self {
+            Self::Data(kind, _) | Self::Connection(kind, _) => *kind,
+        }
+    }
+}
+
+impl<'a> Keys<'a> {
+    /// How many there are.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// All of them, in order.
+    pub fn iter(self) -> impl ExactSizeIterator<Item = &'a [u8]> {
+        self.0.iter()
+    }
+}
+
+impl<'a> Pairs<'a> {
+    /// All of them, in order.
+    pub fn iter(self) -> impl Iterator<Item = (&'a [u8], &'a [u8])> {
+        (0..self.0.len() / 2)
+            .filter_map(move |pair| Some((self.0.get(2 * pair)?, self.0.get(2 * pair + 1)?)))
+    }
+}
+
+pub(super) fn arity(kind: CommandKind) -> CommandError {
+    CommandError::Arity(kind.name().to_owned())
+}
+
+pub(super) fn lossy(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn only_key<'a>(args: Args<'a>, kind: CommandKind) -> Result<&'a [u8], CommandError> {
+    if args.len() != 2 {
+        return Err(arity(kind));
+    }
+    key(args, 1)
+}
+
+fn key<'a>(args: Args<'a>, number: usize) -> Result<&'a [u8], CommandError> {
+    let key = args.get(number).unwrap_or_default();
+    check_key(key)?;
+    Ok(key)
+}
+
+fn keys(args: Args<'_>, kind: CommandKind) -> Result<Keys<'_>, CommandError> {
+    if args.len() < 2 {
+        return Err(arity(kind));
+    }
+    args.from(1).iter().try_for_each(check_key)?;
+    Ok(Keys(args.from(1)))
+}
+
+fn pairs(args: Args<'_>) -> Result<Pairs<'_>, CommandError> {
+    if args.len() < 3 || args.len().is_multiple_of(2) {
+        return Err(arity(CommandKind::MSet));
+    }
+    args.from(1).iter().step_by(2).try_for_each(check_key)?;
+    Ok(Pairs(args.from(1)))
+}
+
+fn set(args: Args<'_>) -> Result<DataCommand<'_>, CommandError> {
+    if args.len() < 3 {
+        return Err(arity(CommandKind::Set));
+    }
+    let mut expiry = None;
+    let mut not_yet = None;
+    let mut number = 3;
+    while let Some(option) = args.get(number) {
+        let unit = match option.to_ascii_uppercase().as_slice() {
+            b"EX" => Unit::new(true, false),
+            b"PX" => Unit::new(false, false),
+            b"EXAT" => Unit::new(true, true),
+            b"PXAT" => Unit::new(false, true),
+            other => {
+                let option = set_option(other).ok_or(CommandError::Syntax)?;
+                not_yet = merge_options(not_yet, option)?;
+                number += 1;
+                continue;
+            }
+        };
+        // One end only, and none where the old one is kept.
+        if expiry.is_some() || not_yet == Some("SET KEEPTTL") {
+            return Err(CommandError::Syntax);
+        }
+        let argument = args.get(number + 1).ok_or(CommandError::Syntax)?;
+        expiry = Some((unit, argument));
+        number += 2;
+    }
+    let expiry = expiry
+        .map(|(unit, argument)| unit.read(argument, "set", true))
+        .transpose()?;
+    let key = key(args, 1)?;
+    match not_yet {
+        Some("SET KEEPTTL") if expiry.is_some() => Err(CommandError::Syntax),
+        Some(option) => Err(CommandError::NotYet(option)),
+        None => Ok(DataCommand::Set {
+            key,
+            value: args.get(2).unwrap_or_default(),
+            expiry,
+        }),
+    }
+}
+
+fn set_option(option: &[u8]) -> Option<&'static str> {
+    match option {
+        b"NX" => Some("SET NX"),
+        b"XX" => Some("SET XX"),
+        b"GET" => Some("SET GET"),
+        b"KEEPTTL" => Some("SET KEEPTTL"),
+        _ => None,
+    }
+}
+
+fn merge_options(
+    earlier: Option<&'static str>,
+    option: &'static str,
+) -> Result<Option<&'static str>, CommandError> {
+    match (earlier, option) {
+        (Some("SET NX"), "SET XX") | (Some("SET XX"), "SET NX") => Err(CommandError::Syntax),
+        (earlier, option) => Ok(Some(earlier.unwrap_or(option))),
+    }
+}
+
+fn set_for(args: Args<'_>, kind: CommandKind, unit: Unit) -> Result<DataCommand<'_>, CommandError> {
+    let (4, Some(argument), Some(value)) = (args.len(), args.get(2), args.get(3)) else {
+        return Err(arity(kind));
+    };
+    let expiry = Some(unit.read(argument, kind.name(), true)?);
+    Ok(DataCommand::Set {
+        key: key(args, 1)?,
+        value,
+        expiry,
+    })
+}
+
+fn expire(args: Args<'_>, kind: CommandKind, unit: Unit) -> Result<DataCommand<'_>, CommandError> {
+    let (3.., Some(argument)) = (args.len(), args.get(2)) else {
+        return Err(arity(kind));
+    };
+    if let Some(option) = args.get(3) {
+        return Err(match option.to_ascii_uppercase().as_slice() {
+            b"NX" => CommandError::NotYet("EXPIRE NX"),
+            b"XX" => CommandError::NotYet("EXPIRE XX"),
+            b"GT" => CommandError::NotYet("EXPIRE GT"),
+            b"LT" => CommandError::NotYet("EXPIRE LT"),
+            _ => CommandError::Unsupported(lossy(option)),
+        });
+    }
+    let at = unit.read(argument, kind.name(), false)?;
+    Ok(DataCommand::Expire {
+        key: key(args, 1)?,
+        at,
+    })
+}
+
+fn ttl(args: Args<'_>, kind: CommandKind, form: TtlForm) -> Result<DataCommand<'_>, CommandError> {
+    Ok(DataCommand::Ttl {
+        key: only_key(args, kind)?,
+        form,
+    })
+}
+
+fn unknown(name: &[u8], args: Args<'_>) -> CommandError {
+    if let Some((name, least)) = not_yet(name) {
+        // Arity first, as in Redis: a wrong use stays wrong when the command comes.
+        if args.len() < least {
+            return CommandError::Arity(name.to_ascii_lowercase());
+        }
+        return CommandError::NotYet(name);
+    }
+    let mut shown = String::new();
+    for arg in args.from(1).iter() {
+        if shown.len() >= ARGS_SHOWN_BYTES_MAX {
+            break;
+        }
+        let room = ARGS_SHOWN_BYTES_MAX - shown.len();
+        shown.push('\'');
+        shown.push_str(&lossy(&arg[..arg.len().min(room)]));
+        shown.push_str("' ");
+    }
+    let name = lossy(&name[..name.len().min(ARGS_SHOWN_BYTES_MAX)]);
+    CommandError::Unknown { name, args: shown }
+}
+
+/// Commands of Redis that come with atomic updates, and the fewest words each has.
+fn not_yet(name: &[u8]) -> Option<(&'static str, usize)> {
+    const LATER: [(&str, usize); 15] = [
+        ("INCR", 2),
+        ("DECR", 2),
+        ("INCRBY", 3),
+        ("DECRBY", 3),
+        ("INCRBYFLOAT", 3),
+        ("SETNX", 3),
+        ("MSETNX", 3),
+        ("APPEND", 3),
+        ("GETSET", 3),
+        ("GETDEL", 2),
+        ("GETEX", 2),
+        ("SETRANGE", 4),
+        ("SETBIT", 4),
+        ("RENAME", 3),
+        ("COPY", 3),
+    ];
+    LATER
+        .into_iter()
+        .find(|(later, _)| name.eq_ignore_ascii_case(later.as_bytes()))
+}
+
+/// As in Redis: enough to see what was meant.
+const ARGS_SHOWN_BYTES_MAX: usize = 128;

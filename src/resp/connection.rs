@@ -1,0 +1,276 @@
+//! Commands about the connection or the server.
+
+use super::command::{arity, lossy};
+use super::parser::integer;
+use super::{Args, CommandError, CommandKind};
+
+/// A command about the connection or the server.
+#[derive(Debug, Clone, Copy)]
+pub enum ConnectionCommand<'a> {
+    /// `PING`, perhaps with a text to say back.
+    Ping(Option<&'a [u8]>),
+    /// `ECHO`
+    Echo(&'a [u8]),
+    /// `HELLO`
+    Hello {
+        /// The version of RESP to speak, 2 or 3; `None`: as before.
+        version: Option<i64>,
+        /// User and password.
+        auth: Option<(&'a [u8], &'a [u8])>,
+        /// The connection's name.
+        setname: Option<&'a [u8]>,
+    },
+    /// `AUTH`
+    Auth {
+        /// The user, if one is named.
+        user: Option<&'a [u8]>,
+        /// The password.
+        password: &'a [u8],
+    },
+    /// `QUIT`
+    Quit,
+    /// `RESET`
+    Reset,
+    /// `SELECT`
+    Select(i64),
+    /// `CLIENT ...`
+    Client(ClientCommand<'a>),
+    /// `COMMAND ...`
+    Command(CommandQuery<'a>),
+    /// `INFO`
+    Info {
+        /// The sections asked for.
+        sections: Args<'a>,
+    },
+    /// `CONFIG GET`
+    ConfigGet {
+        /// The patterns of names asked for.
+        patterns: Args<'a>,
+    },
+    /// `MULTI`
+    Multi,
+    /// `EXEC`
+    Exec,
+    /// `DISCARD`
+    Discard,
+    /// `WAIT`
+    Wait {
+        /// How many replicas.
+        replicas: i64,
+        /// For how long, in milliseconds.
+        timeout_ms: i64,
+    },
+    /// `DBSIZE`
+    DbSize,
+    /// `TIME`
+    Time,
+}
+
+/// A sub-command of `CLIENT`.
+#[derive(Debug, Clone, Copy)]
+pub enum ClientCommand<'a> {
+    /// `CLIENT ID`
+    Id,
+    /// `CLIENT SETNAME`
+    SetName(&'a [u8]),
+    /// `CLIENT GETNAME`
+    GetName,
+    /// `CLIENT SETINFO`
+    SetInfo {
+        /// `LIB-NAME` or `LIB-VER`.
+        attribute: &'a [u8],
+        /// Its value.
+        value: &'a [u8],
+    },
+    /// `CLIENT INFO`
+    Info,
+    /// `CLIENT LIST`
+    List,
+    /// `CLIENT NO-EVICT`
+    NoEvict(bool),
+    /// `CLIENT NO-TOUCH`
+    NoTouch(bool),
+    /// `CLIENT HELP`
+    Help,
+}
+
+/// A sub-command of `COMMAND`.
+#[derive(Debug, Clone, Copy)]
+pub enum CommandQuery<'a> {
+    /// `COMMAND`
+    All,
+    /// `COMMAND COUNT`
+    Count,
+    /// `COMMAND DOCS`
+    Docs(Args<'a>),
+    /// `COMMAND INFO`
+    Info(Args<'a>),
+    /// `COMMAND LIST`
+    List,
+    /// `COMMAND HELP`
+    Help,
+}
+
+pub(super) fn parse<'a>(
+    kind: CommandKind,
+    args: Args<'a>,
+) -> Result<ConnectionCommand<'a>, CommandError> {
+    use CommandKind as K;
+    use ConnectionCommand as C;
+    let arg = |number| args.get(number);
+    match (kind, args.len()) {
+        (K::Ping, 1 | 2) => Ok(C::Ping(arg(1))),
+        (K::Echo, 2) => Ok(C::Echo(arg(1).unwrap_or_default())),
+        (K::Hello, _) => hello(args),
+        (K::Auth, 2) => Ok(C::Auth {
+            user: None,
+            password: arg(1).unwrap_or_default(),
+        }),
+        (K::Auth, 3) => Ok(C::Auth {
+            user: arg(1),
+            password: arg(2).unwrap_or_default(),
+        }),
+        // Any number of arguments: a client that leaves is let go.
+        (K::Quit, _) => Ok(C::Quit),
+        (K::Reset, 1) => Ok(C::Reset),
+        (K::Select, 2) => {
+            let database = arg(1).and_then(integer).ok_or(CommandError::NotAnInteger)?;
+            Ok(C::Select(database))
+        }
+        (K::Client, 2..) => client(args).map(C::Client),
+        (K::Command, _) => query(args).map(C::Command),
+        (K::Info, _) => Ok(C::Info {
+            sections: args.from(1),
+        }),
+        (K::Config, 2..) => config(args),
+        (K::Multi, 1) => Ok(C::Multi),
+        (K::Exec, 1) => Ok(C::Exec),
+        (K::Discard, 1) => Ok(C::Discard),
+        (K::Wait, 3) => {
+            let number = |number| {
+                arg(number)
+                    .and_then(integer)
+                    .ok_or(CommandError::NotAnInteger)
+            };
+            let (replicas, timeout_ms) = (number(1)?, number(2)?);
+            if timeout_ms < 0 {
+                return Err(CommandError::NegativeTimeout);
+            }
+            Ok(C::Wait {
+                replicas,
+                timeout_ms,
+            })
+        }
+        (K::DbSize, 1) => Ok(C::DbSize),
+        (K::Time, 1) => Ok(C::Time),
+        _ => Err(arity(kind)),
+    }
+}
+
+fn hello(args: Args<'_>) -> Result<ConnectionCommand<'_>, CommandError> {
+    let mut version = None;
+    let (mut auth, mut setname) = (None, None);
+    if let Some(text) = args.get(1) {
+        let number = integer(text).ok_or(CommandError::ProtocolNumber)?;
+        if !(2..=3).contains(&number) {
+            return Err(CommandError::Protocol);
+        }
+        version = Some(number);
+    }
+    let mut number = 2;
+    while let Some(option) = args.get(number) {
+        let wrong = || CommandError::HelloOption(lossy(option));
+        if option.eq_ignore_ascii_case(b"AUTH") {
+            let user = args.get(number + 1).ok_or_else(wrong)?;
+            auth = Some((user, args.get(number + 2).ok_or_else(wrong)?));
+            number += 3;
+        } else if option.eq_ignore_ascii_case(b"SETNAME") {
+            setname = Some(args.get(number + 1).ok_or_else(wrong)?);
+            number += 2;
+        } else {
+            return Err(wrong());
+        }
+    }
+    Ok(ConnectionCommand::Hello {
+        version,
+        auth,
+        setname,
+    })
+}
+
+fn client(args: Args<'_>) -> Result<ClientCommand<'_>, CommandError> {
+    use ClientCommand as C;
+    let name = args.get(1).unwrap_or_default();
+    let arg = |number| args.get(number).unwrap_or_default();
+    match (name.to_ascii_uppercase().as_slice(), args.len()) {
+        (b"ID", 2) => Ok(C::Id),
+        (b"SETNAME", 3) => Ok(C::SetName(arg(2))),
+        (b"GETNAME", 2) => Ok(C::GetName),
+        (b"SETINFO", 4) => Ok(C::SetInfo {
+            attribute: arg(2),
+            value: arg(3),
+        }),
+        (b"INFO", 2) => Ok(C::Info),
+        (b"LIST", 2..) => Ok(C::List),
+        (b"NO-EVICT", 3) => on_or_off(arg(2)).map(C::NoEvict),
+        (b"NO-TOUCH", 3) => on_or_off(arg(2)).map(C::NoTouch),
+        (b"HELP", 2) => Ok(C::Help),
+        (
+            b"ID" | b"SETNAME" | b"GETNAME" | b"SETINFO" | b"INFO" | b"NO-EVICT" | b"NO-TOUCH"
+            | b"HELP",
+            _,
+        ) => Err(sub_arity("client", name)),
+        _ => Err(CommandError::UnknownSubcommand {
+            command: "CLIENT",
+            name: lossy(name),
+        }),
+    }
+}
+
+fn query(args: Args<'_>) -> Result<CommandQuery<'_>, CommandError> {
+    use CommandQuery as Q;
+    let Some(name) = args.get(1) else {
+        return Ok(Q::All);
+    };
+    match (name.to_ascii_uppercase().as_slice(), args.len()) {
+        (b"COUNT", 2) => Ok(Q::Count),
+        (b"DOCS", _) => Ok(Q::Docs(args.from(2))),
+        (b"INFO", _) => Ok(Q::Info(args.from(2))),
+        (b"LIST", 2) => Ok(Q::List),
+        (b"HELP", 2) => Ok(Q::Help),
+        (b"COUNT" | b"HELP", _) => Err(sub_arity("command", name)),
+        (b"LIST", _) => Err(CommandError::Syntax),
+        _ => Err(CommandError::UnknownSubcommand {
+            command: "COMMAND",
+            name: lossy(name),
+        }),
+    }
+}
+
+fn config(args: Args<'_>) -> Result<ConnectionCommand<'_>, CommandError> {
+    let name = args.get(1).unwrap_or_default();
+    if !name.eq_ignore_ascii_case(b"GET") {
+        return Err(CommandError::UnknownSubcommand {
+            command: "CONFIG",
+            name: lossy(name),
+        });
+    }
+    if args.len() < 3 {
+        return Err(sub_arity("config", name));
+    }
+    Ok(ConnectionCommand::ConfigGet {
+        patterns: args.from(2),
+    })
+}
+
+fn on_or_off(word: &[u8]) -> Result<bool, CommandError> {
+    match word.to_ascii_uppercase().as_slice() {
+        b"ON" => Ok(true),
+        b"OFF" => Ok(false),
+        _ => Err(CommandError::Syntax),
+    }
+}
+
+fn sub_arity(command: &str, name: &[u8]) -> CommandError {
+    CommandError::Arity(format!("{command}|{}", lossy(name).to_ascii_lowercase()))
+}

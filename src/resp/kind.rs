@@ -1,0 +1,83 @@
+//! The commands this node answers, as a dense index for counters and tables.
+
+/// Declares the kinds once: variant, name as clients write it in lower and in upper case.
+macro_rules! kinds {
+    ($($kind:ident $lower:literal $upper:literal,)*) => {
+        /// Which command it is.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        #[repr(u8)]
+        #[expect(missing_docs, reason = "each is the command of its name")]
+        pub enum CommandKind { $($kind,)* }
+
+        impl CommandKind {
+            /// All of them, in the order of their numbers.
+            pub const ALL: [Self; Self::COUNT] = [$(Self::$kind,)*];
+            /// How many there are.
+            pub const COUNT: usize = [$($lower,)*].len();
+
+            /// Its name, in lower case.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$kind => $lower,)* }
+            }
+
+            const fn of_upper(name: &[u8]) -> Option<Self> {
+                match name { $($upper => Some(Self::$kind),)* _ => None }
+            }
+        }
+    };
+}
+
+kinds! {
+    Auth "auth" b"AUTH",
+    Client "client" b"CLIENT",
+    Command "command" b"COMMAND",
+    Config "config" b"CONFIG",
+    DbSize "dbsize" b"DBSIZE",
+    Del "del" b"DEL",
+    Discard "discard" b"DISCARD",
+    Echo "echo" b"ECHO",
+    Exec "exec" b"EXEC",
+    Exists "exists" b"EXISTS",
+    Expire "expire" b"EXPIRE",
+    ExpireAt "expireat" b"EXPIREAT",
+    ExpireTime "expiretime" b"EXPIRETIME",
+    Get "get" b"GET",
+    Hello "hello" b"HELLO",
+    Info "info" b"INFO",
+    MGet "mget" b"MGET",
+    MSet "mset" b"MSET",
+    Multi "multi" b"MULTI",
+    Persist "persist" b"PERSIST",
+    PExpire "pexpire" b"PEXPIRE",
+    PExpireAt "pexpireat" b"PEXPIREAT",
+    PExpireTime "pexpiretime" b"PEXPIRETIME",
+    Ping "ping" b"PING",
+    PSetEx "psetex" b"PSETEX",
+    PTtl "pttl" b"PTTL",
+    Quit "quit" b"QUIT",
+    Reset "reset" b"RESET",
+    Select "select" b"SELECT",
+    Set "set" b"SET",
+    SetEx "setex" b"SETEX",
+    StrLen "strlen" b"STRLEN",
+    Time "time" b"TIME",
+    Touch "touch" b"TOUCH",
+    Ttl "ttl" b"TTL",
+    Type "type" b"TYPE",
+    Unlink "unlink" b"UNLINK",
+    Wait "wait" b"WAIT",
+}
+
+impl CommandKind {
+    /// The command of a name in any case.
+    pub(super) fn of(name: &[u8]) -> Option<Self> {
+        let mut upper = [0; NAME_BYTES_MAX];
+        let upper = upper.get_mut(..name.len())?;
+        upper.copy_from_slice(name);
+        upper.make_ascii_uppercase();
+        Self::of_upper(upper)
+    }
+}
+
+const NAME_BYTES_MAX: usize = 16;

@@ -1,0 +1,24 @@
+//! The language of Redis clients: requests in, commands, replies out. RESP2 and RESP3.
+//!
+//! Knows nothing of connections, of what a key holds or of the time.
+
+mod command;
+mod connection;
+mod decode;
+mod expiry;
+mod kind;
+mod parser;
+mod reply;
+mod table;
+
+#[cfg(test)]
+mod tests;
+
+pub use command::{Command, CommandError, DataCommand, Keys, Pairs, TtlForm};
+pub use connection::{ClientCommand, CommandQuery, ConnectionCommand};
+pub use decode::{Reply, ReplyError, decode};
+pub use expiry::ExpiryArg;
+pub use kind::CommandKind;
+pub use parser::{Args, Limits, Parsed, Parser, ProtocolError};
+pub use reply::{Encoder, Protocol};
+pub use table::{CommandFacts, command_facts, commands};
