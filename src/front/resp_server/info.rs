@@ -1,0 +1,216 @@
+//! The texts of `INFO` and `CONFIG GET`: what Redis tools look for, and what is ours.
+
+use std::fmt::Write as _;
+use std::sync::atomic::Ordering;
+
+use super::Shared;
+use crate::resp::{Args, CommandKind};
+
+/// The Redis whose commands and replies this node has.
+pub(super) const REDIS_VERSION: &str = "7.2.4";
+
+/// The sections asked for; the default ones when none or `default` is; all when `all` or
+/// `everything` is.
+pub(super) fn text(shared: &Shared, wanted: &[&[u8]]) -> String {
+    let is_wanted = |(name, by_default, _): &&Section| {
+        let asked = |word: &str| wanted.iter().any(|w| w.eq_ignore_ascii_case(word.as_bytes()));
+        asked(name)
+            || asked("all")
+            || asked("everything")
+            || (*by_default && (wanted.is_empty() || asked("default")))
+    };
+    let sections = SECTIONS.iter().filter(is_wanted).map(|(name, _, fields)| {
+        let mut title = (*name).to_owned();
+        if let Some(first) = title.get_mut(..1) {
+            first.make_ascii_uppercase();
+        }
+        let mut text = format!("# {title}\r\n");
+        fields(shared, &mut text);
+        text
+    });
+    sections.collect::<Vec<_>>().join("\r\n")
+}
+
+/// Settings that match one of the patterns, as pairs of name and value.
+pub(super) fn config(shared: &Shared, patterns: Args<'_>) -> Vec<(&'static str, String)> {
+    let config = &shared.config;
+    let known = [
+        ("appendonly", "no".to_owned()),
+        ("databases", "1".to_owned()),
+        ("maxclients", config.connections_max.to_string()),
+        ("maxmemory", "0".to_owned()),
+        ("maxmemory-policy", "noeviction".to_owned()),
+        ("proto-max-bulk-len", config.value_bytes_max.to_string()),
+        ("save", String::new()),
+        ("timeout", config.idle_max.as_secs().to_string()),
+    ];
+    let patterns: Vec<Vec<u8>> = patterns.iter().map(<[u8]>::to_ascii_lowercase).collect();
+    let is_wanted = |name: &str| patterns.iter().any(|p| matches_glob(p, name.as_bytes()));
+    known.into_iter().filter(|(name, _)| is_wanted(name)).collect()
+}
+
+type Section = (&'static str, bool, fn(&Shared, &mut String));
+
+const SECTIONS: &[Section] = &[
+    ("server", true, server),
+    ("clients", true, clients),
+    ("memory", true, memory),
+    ("persistence", true, persistence),
+    ("stats", true, stats),
+    ("replication", true, replication),
+    ("cpu", true, cpu),
+    ("commandstats", false, command_stats),
+    ("errorstats", true, error_stats),
+    ("cluster", true, cluster),
+    ("keyspace", true, keyspace),
+    ("quorate", true, quorate),
+];
+
+/// Writing to a String cannot fail.
+macro_rules! line {
+    ($text:expr, $($arg:tt)*) => {{ let _written = write!($text, "{}\r\n", format_args!($($arg)*)); }};
+}
+
+fn server(shared: &Shared, text: &mut String) {
+    let uptime = shared.facts.local().uptime_s;
+    line!(text, "redis_version:{REDIS_VERSION}");
+    line!(text, "redis_mode:standalone");
+    line!(text, "os:{} {}", std::env::consts::OS, std::env::consts::ARCH);
+    line!(text, "arch_bits:{}", usize::BITS);
+    line!(text, "process_id:{}", std::process::id());
+    line!(text, "tcp_port:{}", shared.config.listen.map_or(0, |addr| addr.port()));
+    line!(text, "server_time_usec:{}", shared.env.clock.wall().0.saturating_mul(1_000));
+    line!(text, "uptime_in_seconds:{uptime}");
+    line!(text, "uptime_in_days:{}", uptime / 86_400);
+    line!(text, "executable:quorate");
+}
+
+fn clients(shared: &Shared, text: &mut String) {
+    line!(text, "connected_clients:{}", load(&shared.stats.connections_open));
+    line!(text, "maxclients:{}", shared.config.connections_max);
+    line!(text, "blocked_clients:0");
+}
+
+fn memory(shared: &Shared, text: &mut String) {
+    let bytes = shared.facts.local().bytes;
+    line!(text, "used_memory:{bytes}");
+    line!(text, "used_memory_human:{:.2}M", bytes_to_mib(bytes));
+    line!(text, "used_memory_dataset:{bytes}");
+    line!(text, "maxmemory:0");
+    line!(text, "maxmemory_human:0B");
+    line!(text, "maxmemory_policy:noeviction");
+}
+
+fn persistence(_: &Shared, text: &mut String) {
+    line!(text, "loading:0");
+    line!(text, "rdb_bgsave_in_progress:0");
+    line!(text, "aof_enabled:0");
+}
+
+fn stats(shared: &Shared, text: &mut String) {
+    let stats = &shared.stats;
+    line!(text, "total_connections_received:{}", load(&stats.connections_accepted));
+    line!(text, "total_commands_processed:{}", stats.commands());
+    line!(text, "rejected_connections:{}", load(&stats.connections_refused));
+    line!(text, "keyspace_hits:{}", load(&stats.hits));
+    line!(text, "keyspace_misses:{}", load(&stats.misses));
+    line!(text, "evicted_keys:0");
+}
+
+fn replication(_: &Shared, text: &mut String) {
+    // Tools take anything but a master for read-only; every node takes writes here.
+    line!(text, "role:master");
+    line!(text, "connected_slaves:0");
+}
+
+fn cpu(_: &Shared, _: &mut String) {}
+
+fn command_stats(shared: &Shared, text: &mut String) {
+    for kind in CommandKind::ALL {
+        let (answered, failed) = shared.stats.of(kind);
+        if answered + failed > 0 {
+            let (name, calls) = (kind.name(), answered + failed);
+            line!(text, "cmdstat_{name}:calls={calls},rejected_calls=0,failed_calls={failed}");
+        }
+    }
+}
+
+fn error_stats(shared: &Shared, text: &mut String) {
+    let refused = load(&shared.stats.refused);
+    if refused > 0 {
+        line!(text, "errorstat_ERR:count={refused}");
+    }
+}
+
+fn cluster(_: &Shared, text: &mut String) {
+    // To a client this is one server: it needs no cluster protocol to reach every key.
+    line!(text, "cluster_enabled:0");
+}
+
+fn keyspace(shared: &Shared, text: &mut String) {
+    let keys = shared.facts.ring_keys();
+    if keys > 0 {
+        line!(text, "db0:keys={keys},expires=0,avg_ttl=0");
+    }
+}
+
+fn quorate(shared: &Shared, text: &mut String) {
+    let view = shared.coordinator.view();
+    let config = shared.coordinator.config();
+    let facts = shared.facts.local();
+    let counted = shared.coordinator.stats();
+    line!(text, "quorate_version:{}", env!("CARGO_PKG_VERSION"));
+    line!(text, "cluster:{}", view.params().cluster);
+    line!(text, "n:{}", view.params().n);
+    line!(text, "r:{}", config.r);
+    line!(text, "w:{}", config.w);
+    line!(text, "partitions:{}", view.params().partitions.count());
+    line!(text, "ring_version:{:016x}", view.version());
+    line!(text, "members:{}", view.members().len());
+    line!(text, "members_reachable:{}", view.members().iter().filter(|m| m.reachable).count());
+    line!(text, "local_keys:{}", facts.keys);
+    line!(text, "local_tombstones:{}", facts.tombstones);
+    line!(text, "local_bytes:{}", facts.bytes);
+    line!(text, "read_repairs:{}", load(&counted.read_repairs));
+    line!(text, "superseded_writes:{}", load(&counted.superseded_writes));
+    line!(text, "quorums_not_met:{}", load(&counted.quorums_not_met));
+}
+
+fn load(counter: &std::sync::atomic::AtomicU64) -> u64 {
+    counter.load(Ordering::Relaxed)
+}
+
+#[expect(clippy::cast_precision_loss, reason = "for people to read, two digits")]
+fn bytes_to_mib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}
+
+/// Redis's patterns as far as setting names need them: `*` and `?`.
+fn matches_glob(pattern: &[u8], name: &[u8]) -> bool {
+    match (pattern, name) {
+        ([], []) => true,
+        ([b'*', rest @ ..], _) => (0..=name.len()).any(|skip| matches_glob(rest, &name[skip..])),
+        ([b'?', rest @ ..], [_, name @ ..]) => matches_glob(rest, name),
+        ([p, rest @ ..], [n, name @ ..]) if p == n => matches_glob(rest, name),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn globs() {
+        for (pattern, name, matches) in [
+            ("*", "save", true),
+            ("max*", "maxmemory", true),
+            ("max*", "save", false),
+            ("s?ve", "save", true),
+            ("*memory*", "maxmemory-policy", true),
+            ("", "save", false),
+        ] {
+            assert_eq!(matches_glob(pattern.as_bytes(), name.as_bytes()), matches, "{pattern}");
+        }
+    }
+}

@@ -1,0 +1,329 @@
+//! The door for Redis clients: RESP over TCP, TLS and a Unix socket.
+//!
+//! A task a connection. What a client sends in one go is carried out in one go: a plan of requests
+//! for the coordinator, or at once where this node is alone in its ring.
+
+mod clients;
+mod command_info;
+mod connection;
+mod info;
+mod plan;
+mod session;
+mod stats;
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use rustls::ServerConfig;
+use thiserror::Error;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use tracing::{debug, warn};
+
+use self::clients::Clients;
+use self::connection::Connection;
+pub use self::stats::{BOUNDS_US, Latencies, RespStats};
+use crate::env::Env;
+use crate::node::coordinator::Coordinator;
+use crate::resp::Limits;
+
+/// Settings of the RESP door.
+#[derive(Clone)]
+pub struct Config {
+    /// The TCP address to listen on; `None`: no TCP.
+    pub listen: Option<SocketAddr>,
+    /// The path of the Unix socket; `None`: none.
+    pub socket: Option<PathBuf>,
+    /// TLS for the TCP address.
+    pub tls: Option<Arc<ServerConfig>>,
+    /// The password that `AUTH` and `HELLO` must give; `None`: none is asked for.
+    pub password: Option<String>,
+    /// Connections open at once; one more is told so and closed.
+    pub connections_max: u64,
+    /// How long a connection may be silent; zero: for ever.
+    pub idle_max: Duration,
+    /// How long a command may be unfinished.
+    pub unfinished_max: Duration,
+    /// The longest value, in bytes.
+    pub value_bytes_max: usize,
+}
+
+/// Why the door cannot be opened.
+#[derive(Debug, Error)]
+pub enum RespServerError {
+    /// The TCP address is taken or is not one of this machine.
+    #[error(
+        "cannot listen on TCP {addr} (resp_listen): {source}; stop what uses it or choose another port"
+    )]
+    Bind {
+        /// The address.
+        addr: SocketAddr,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// The socket's path cannot be used.
+    #[error("cannot listen on {} (resp_socket): {source}", path.display())]
+    Socket {
+        /// The path.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// An open door on the network.
+    #[error(
+        "resp_listen = {addr} can be reached from other machines: set resp_tls_cert and \
+         resp_tls_key and a resp_password_file, or listen on 127.0.0.1"
+    )]
+    Unprotected {
+        /// The address.
+        addr: SocketAddr,
+    },
+}
+
+/// What `INFO` and `DBSIZE` tell of the node as a whole; the door itself does not know.
+pub trait NodeFacts: fmt::Debug + Send + Sync + 'static {
+    /// Keys in the whole ring, as far as gossip knows.
+    fn ring_keys(&self) -> u64;
+    /// Keys, bytes of records and uptime of this node.
+    fn local(&self) -> LocalFacts;
+}
+
+/// See [`NodeFacts::local`].
+#[derive(Debug, Clone, Copy, Default)]
+pub struct LocalFacts {
+    /// Values held.
+    pub keys: u64,
+    /// Values held that end some time; not counted apart yet.
+    pub tombstones: u64,
+    /// Bytes of records.
+    pub bytes: u64,
+    /// Seconds since the node started.
+    pub uptime_s: u64,
+}
+
+/// The door, open until the tasks of its environment end.
+#[derive(Debug, Clone)]
+pub struct RespServer(Arc<Shared>);
+
+struct Shared {
+    config: Config,
+    env: Env,
+    coordinator: Coordinator,
+    facts: Arc<dyn NodeFacts>,
+    stats: RespStats,
+    clients: Clients,
+}
+
+impl RespServer {
+    /// Opens the door.
+    pub async fn start(
+        config: Config,
+        env: &Env,
+        coordinator: Coordinator,
+        facts: Arc<dyn NodeFacts>,
+    ) -> Result<Self, RespServerError> {
+        let tcp = match config.listen {
+            Some(addr) if !addr.ip().is_loopback() && !config.is_protected() => {
+                return Err(RespServerError::Unprotected { addr });
+            }
+            Some(addr) => {
+                let bound = TcpListener::bind(addr).await;
+                Some(bound.map_err(|source| RespServerError::Bind { addr, source })?)
+            }
+            None => None,
+        };
+        let unix = match &config.socket {
+            Some(path) => Some(
+                bind_unix(path, SOCKET_MODE)
+                    .map_err(|source| RespServerError::Socket { path: path.clone(), source })?,
+            ),
+            None => None,
+        };
+        let shared = Arc::new(Shared {
+            config,
+            env: env.clone(),
+            coordinator,
+            facts,
+            stats: RespStats::default(),
+            clients: Clients::default(),
+        });
+        if let Some(listener) = tcp {
+            env.tasks.spawn(Arc::clone(&shared).accept_tcp(listener));
+        }
+        if let Some(listener) = unix {
+            env.tasks.spawn(Arc::clone(&shared).accept_unix(listener));
+        }
+        Ok(Self(shared))
+    }
+
+    /// What was counted so far.
+    #[must_use]
+    pub fn stats(&self) -> &RespStats {
+        &self.0.stats
+    }
+}
+
+impl Config {
+    const fn is_protected(&self) -> bool {
+        self.tls.is_some() && self.password.is_some()
+    }
+
+    const fn limits(&self) -> Limits {
+        Limits {
+            value_bytes_max: self.value_bytes_max,
+            // A command with several values, MSET say, is held whole until it is complete.
+            request_bytes_max: self.value_bytes_max.saturating_mul(4),
+            args_max: ARGS_MAX,
+        }
+    }
+}
+
+impl Shared {
+    async fn accept_tcp(self: Arc<Self>, listener: TcpListener) {
+        let tls = self.config.tls.clone().map(TlsAcceptor::from);
+        loop {
+            let (stream, peer) = match listener.accept().await {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    on_accept_error(&error).await;
+                    continue;
+                }
+            };
+            if let Err(error) = stream.set_nodelay(true) {
+                debug!(%error, "cannot set TCP_NODELAY");
+            }
+            let local = listener.local_addr().map_or_else(|_| String::new(), |a| a.to_string());
+            let shared = Arc::clone(&self);
+            match tls.clone() {
+                None => self.serve(stream, peer.to_string(), local).await,
+                Some(tls) => self.env.tasks.spawn(async move {
+                    shared.serve_tls(&tls, stream, peer.to_string(), local).await;
+                }),
+            }
+        }
+    }
+
+    async fn serve_tls(
+        self: Arc<Self>,
+        tls: &TlsAcceptor,
+        stream: TcpStream,
+        peer: String,
+        local: String,
+    ) {
+        match timeout(TLS_HANDSHAKE_MAX, tls.accept(stream)).await {
+            Ok(Ok(stream)) => self.serve(stream, peer, local).await,
+            Ok(Err(error)) => debug!(%peer, %error, "TLS handshake failed"),
+            Err(_) => debug!(%peer, "TLS handshake took too long"),
+        }
+    }
+
+    async fn accept_unix(self: Arc<Self>, listener: UnixListener) {
+        let path = self.config.socket.as_ref().map(|path| path.display().to_string());
+        let path = path.unwrap_or_default();
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    let stream: UnixStream = stream;
+                    self.serve(stream, format!("{path}:0"), format!("{path}:0")).await;
+                }
+                Err(error) => on_accept_error(&error).await,
+            }
+        }
+    }
+
+    /// Starts a connection's task, or tells it that there are too many.
+    async fn serve<S>(self: &Arc<Self>, mut stream: S, peer: String, local: String)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let stats = &self.stats;
+        stats.connections_accepted.fetch_add(1, Ordering::Relaxed);
+        if stats.connections_open.fetch_add(1, Ordering::Relaxed) >= self.config.connections_max {
+            stats.connections_open.fetch_sub(1, Ordering::Relaxed);
+            stats.connections_refused.fetch_add(1, Ordering::Relaxed);
+            // It fits the fresh socket's buffer: this does not wait for the client.
+            let told = timeout(TELL_MAX, stream.write_all(TOO_MANY)).await;
+            debug!(%peer, ?told, "too many connections (connections_max)");
+            return;
+        }
+        let shared = Arc::clone(self);
+        self.env.tasks.spawn(async move {
+            let client = shared.clients.register(peer, local, shared.env.clock.wall());
+            let open = OpenConnection { shared: &shared, client: Arc::clone(&client) };
+            Connection::new(&shared, client).run(stream).await;
+            drop(open);
+        });
+    }
+}
+
+/// Counts a connection out again, even when its task is stopped in mid-air.
+struct OpenConnection<'a> {
+    shared: &'a Shared,
+    client: Arc<clients::Client>,
+}
+
+impl Drop for OpenConnection<'_> {
+    fn drop(&mut self) {
+        self.shared.clients.forget(&self.client);
+        self.shared.stats.connections_open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RespServer").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+/// Shows no secret.
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Config")
+            .field("listen", &self.listen)
+            .field("socket", &self.socket)
+            .field("tls", &self.tls.is_some())
+            .field("password", &self.password.is_some())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Listens on a path with this mode. A socket left behind by a dead process is replaced; any other
+/// file is left alone, and so is a socket that answers.
+pub(crate) fn bind_unix(path: &Path, mode: u32) -> io::Result<UnixListener> {
+    if let Ok(found) = fs::symlink_metadata(path) {
+        if !found.file_type().is_socket() {
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "a file is in the way"));
+        }
+        if std::os::unix::net::UnixStream::connect(path).is_ok() {
+            return Err(io::Error::new(io::ErrorKind::AddrInUse, "another process listens there"));
+        }
+        fs::remove_file(path)?;
+    }
+    let listener = UnixListener::bind(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
+    Ok(listener)
+}
+
+/// Out of file descriptors, most likely: they come back when connections close.
+async fn on_accept_error(error: &io::Error) {
+    warn!(%error, "cannot accept a connection");
+    tokio::time::sleep(ACCEPT_PAUSE).await;
+}
+
+const TOO_MANY: &[u8] = b"-ERR max number of clients reached\r\n";
+const TELL_MAX: Duration = Duration::from_millis(10);
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+const TLS_HANDSHAKE_MAX: Duration = Duration::from_secs(10);
+/// Whoever may write to the socket may use the cache: its user and its group.
+const SOCKET_MODE: u32 = 0o660;
+/// As in Redis.
+const ARGS_MAX: usize = 1024 * 1024;

@@ -1,0 +1,378 @@
+//! From commands to requests for the coordinator, and from outcomes to replies.
+//!
+//! A plan holds what one client has sent in one go. Keys and values are copied once, into the
+//! plan's own buffer, so that the read buffer is free for what comes next.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+
+use crate::model::{Millis, Summary};
+use crate::node::coordinator::{Action, Coordinator, Local, Outcome, Request, RequestError};
+use crate::resp::{CommandKind, DataCommand, Encoder, ExpiryArg, TtlForm};
+use crate::wire::Refusal;
+
+use super::stats::RespStats;
+
+/// Commands waiting to be carried out together.
+#[derive(Debug, Default)]
+pub(super) struct Plan {
+    buffer: Vec<u8>,
+    steps: Vec<Step>,
+    replies: Vec<Planned>,
+}
+
+#[derive(Debug)]
+struct Step {
+    key: Range<usize>,
+    verb: Verb,
+}
+
+#[derive(Debug)]
+enum Verb {
+    Get,
+    Look,
+    Set { value: Range<usize>, expires_at: Option<Millis> },
+    Delete,
+    Expire { at: Option<Millis> },
+}
+
+/// One reply to come.
+#[derive(Debug)]
+enum Planned {
+    Command { kind: CommandKind, shape: Shape, steps: Range<usize> },
+    Error(String),
+}
+
+/// How outcomes become a reply.
+#[derive(Debug, Clone, Copy)]
+enum Shape {
+    Value,
+    Values,
+    Ok,
+    Count,
+    Ttl(TtlForm),
+    Type,
+    Length,
+    Persisted,
+}
+
+impl Plan {
+    pub(super) fn is_empty(&self) -> bool {
+        self.replies.is_empty()
+    }
+
+    /// Whether it is time to carry it out before more is added.
+    pub(super) fn is_full(&self) -> bool {
+        self.steps.len() >= STEPS_MAX || self.buffer.len() >= BUFFER_BYTES_MAX
+    }
+
+    /// Adds an error in its place among the replies.
+    pub(super) fn push_error(&mut self, text: String) {
+        self.replies.push(Planned::Error(text));
+    }
+
+    /// Adds a command.
+    pub(super) fn push(&mut self, kind: CommandKind, command: DataCommand<'_>, now: Millis) {
+        let first = self.steps.len();
+        let shape = match command {
+            DataCommand::Get { key } => self.step(key, Verb::Get, Shape::Value),
+            DataCommand::Set { key, value, expiry } => {
+                let expires_at = expiry.map(|expiry| moment(expiry, now));
+                self.set(key, value, expires_at)
+            }
+            DataCommand::MGet { keys } => {
+                keys.iter().for_each(|key| _ = self.step(key, Verb::Get, Shape::Values));
+                Shape::Values
+            }
+            DataCommand::MSet { pairs } => {
+                pairs.iter().for_each(|(key, value)| _ = self.set(key, value, None));
+                Shape::Ok
+            }
+            DataCommand::Del { keys } => {
+                keys.iter().for_each(|key| _ = self.step(key, Verb::Delete, Shape::Count));
+                Shape::Count
+            }
+            DataCommand::Exists { keys } => {
+                keys.iter().for_each(|key| _ = self.step(key, Verb::Look, Shape::Count));
+                Shape::Count
+            }
+            DataCommand::Expire { key, at } => match moment(at, now) {
+                // A moment that has passed deletes, as in Redis.
+                at if at <= now => self.step(key, Verb::Delete, Shape::Count),
+                at => self.step(key, Verb::Expire { at: Some(at) }, Shape::Count),
+            },
+            DataCommand::Persist { key } => {
+                self.step(key, Verb::Expire { at: None }, Shape::Persisted)
+            }
+            DataCommand::Ttl { key, form } => self.step(key, Verb::Look, Shape::Ttl(form)),
+            DataCommand::Type { key } => self.step(key, Verb::Look, Shape::Type),
+            DataCommand::StrLen { key } => self.step(key, Verb::Look, Shape::Length),
+        };
+        let steps = first..self.steps.len();
+        self.replies.push(Planned::Command { kind, shape, steps });
+    }
+
+    /// Carries everything out and empties the plan.
+    pub(super) async fn run(
+        &mut self,
+        coordinator: &Coordinator,
+        now: Millis,
+        stats: &RespStats,
+        reply: &mut Encoder<'_>,
+    ) {
+        // One copy of what the client sent, shared by all its requests.
+        let buffer = Bytes::from(std::mem::take(&mut self.buffer));
+        let requests = self.steps.drain(..).map(|step| {
+            let action = match step.verb {
+                Verb::Get => Action::Get,
+                Verb::Look => Action::Look,
+                Verb::Set { value, expires_at } => {
+                    Action::Set { value: buffer.slice(value), expires_at }
+                }
+                Verb::Delete => Action::Delete,
+                Verb::Expire { at } => Action::Expire { at },
+            };
+            Request { key: buffer.slice(step.key), action }
+        });
+        let outcomes = coordinator.run(requests.collect()).await;
+        for planned in self.replies.drain(..) {
+            match planned {
+                Planned::Command { kind, shape, steps } => {
+                    let is_ok = encode(&outcomes[steps], shape, now, stats, reply);
+                    stats.count(kind, is_ok);
+                }
+                Planned::Error(text) => reply.error(&text),
+            }
+        }
+    }
+
+    fn step(&mut self, key: &[u8], verb: Verb, shape: Shape) -> Shape {
+        let key = self.copy(key);
+        self.steps.push(Step { key, verb });
+        shape
+    }
+
+    fn set(&mut self, key: &[u8], value: &[u8], expires_at: Option<Millis>) -> Shape {
+        let value = self.copy(value);
+        self.step(key, Verb::Set { value, expires_at }, Shape::Ok)
+    }
+
+    fn copy(&mut self, bytes: &[u8]) -> Range<usize> {
+        let start = self.buffer.len();
+        self.buffer.extend_from_slice(bytes);
+        start..self.buffer.len()
+    }
+}
+
+/// Carries a command out at once on a node that is alone in its ring, without a plan.
+pub(super) fn run_local(
+    local: &Local<'_>,
+    command: DataCommand<'_>,
+    now: Millis,
+    stats: &RespStats,
+    reply: &mut Encoder<'_>,
+) -> bool {
+    let get = |key: &[u8], reply: &mut Encoder<'_>| {
+        local.get(key, |value| {
+            count_read(stats, value.is_some());
+            match value {
+                Some(value) => reply.bulk(value),
+                None => reply.null(),
+            }
+        });
+        true
+    };
+    match command {
+        DataCommand::Get { key } => get(key, reply),
+        DataCommand::MGet { keys } => {
+            reply.array(keys.len());
+            keys.iter().for_each(|key| _ = get(key, reply));
+            true
+        }
+        DataCommand::Set { key, value, expiry } => {
+            let expires_at = expiry.map(|expiry| moment(expiry, now));
+            let written = local.write(key, Some(value), expires_at);
+            finish_local(written.map(|_| Outcome::Written), Shape::Ok, now, stats, reply)
+        }
+        DataCommand::MSet { pairs } => {
+            let written = pairs.iter().try_for_each(|(key, value)| {
+                local.write(key, Some(value), None).map(|_| ())
+            });
+            finish_local(written.map(|()| Outcome::Written), Shape::Ok, now, stats, reply)
+        }
+        DataCommand::Del { keys } => {
+            let deleted: Result<Vec<_>, _> = keys
+                .iter()
+                .map(|key| local.write(key, None, None).map(Outcome::Deleted))
+                .collect();
+            match deleted {
+                Ok(deleted) => encode(&deleted, Shape::Count, now, stats, reply),
+                Err(refusal) => finish_local(Err(refusal), Shape::Count, now, stats, reply),
+            }
+        }
+        DataCommand::Exists { keys } => {
+            let looked: Vec<_> = keys.iter().map(|key| Outcome::Look(local.look(key))).collect();
+            encode(&looked, Shape::Count, now, stats, reply)
+        }
+        DataCommand::Expire { key, at } => match moment(at, now) {
+            at if at <= now => {
+                let deleted = local.write(key, None, None).map(Outcome::Deleted);
+                finish_local(deleted, Shape::Count, now, stats, reply)
+            }
+            at => change_expiry(local, key, Some(at), Shape::Count, stats, reply, now),
+        },
+        DataCommand::Persist { key } => {
+            change_expiry(local, key, None, Shape::Persisted, stats, reply, now)
+        }
+        DataCommand::Ttl { key, form } => {
+            encode(&[Outcome::Look(local.look(key))], Shape::Ttl(form), now, stats, reply)
+        }
+        DataCommand::Type { key } => {
+            encode(&[Outcome::Look(local.look(key))], Shape::Type, now, stats, reply)
+        }
+        DataCommand::StrLen { key } => {
+            encode(&[Outcome::Look(local.look(key))], Shape::Length, now, stats, reply)
+        }
+    }
+}
+
+fn change_expiry(
+    local: &Local<'_>,
+    key: &[u8],
+    at: Option<Millis>,
+    shape: Shape,
+    stats: &RespStats,
+    reply: &mut Encoder<'_>,
+    now: Millis,
+) -> bool {
+    let changed = local.change_expiry(key, at).map(|(held, before)| Outcome::Expiry {
+        existed: held.is_some_and(|summary| summary.value_bytes.is_some()),
+        had_end: before.is_some(),
+    });
+    finish_local(changed, shape, now, stats, reply)
+}
+
+fn finish_local(
+    outcome: Result<Outcome, Refusal>,
+    shape: Shape,
+    now: Millis,
+    stats: &RespStats,
+    reply: &mut Encoder<'_>,
+) -> bool {
+    let outcome = outcome.unwrap_or_else(|refusal| {
+        let refusal = Some(refusal);
+        Outcome::Failed(RequestError::Write(crate::protocol::QuorumNotMet { need: 1, got: 0, refusal }))
+    });
+    encode(&[outcome], shape, now, stats, reply)
+}
+
+/// Encodes the reply to one command; whether it is no error.
+fn encode(
+    outcomes: &[Outcome],
+    shape: Shape,
+    now: Millis,
+    stats: &RespStats,
+    reply: &mut Encoder<'_>,
+) -> bool {
+    let failed = outcomes.iter().find_map(|outcome| match outcome {
+        Outcome::Failed(error) => Some(*error),
+        _ => None,
+    });
+    if let Some(error) = failed {
+        reply.error(&error_text(error));
+        return false;
+    }
+    match shape {
+        Shape::Value => outcomes.iter().for_each(|outcome| encode_value(outcome, stats, reply)),
+        Shape::Values => {
+            reply.array(outcomes.len());
+            outcomes.iter().for_each(|outcome| encode_value(outcome, stats, reply));
+        }
+        Shape::Ok => reply.simple("OK"),
+        Shape::Count => {
+            let counted = outcomes.iter().filter(|outcome| counts(outcome)).count();
+            reply.integer(i64::try_from(counted).unwrap_or(i64::MAX));
+        }
+        Shape::Persisted => {
+            let is_persisted =
+                matches!(outcomes, [Outcome::Expiry { existed: true, had_end: true }]);
+            reply.integer(i64::from(is_persisted));
+        }
+        Shape::Ttl(form) => reply.integer(ttl(looked(outcomes), form, now)),
+        Shape::Type => reply.simple(if looked(outcomes).is_some() { "string" } else { "none" }),
+        Shape::Length => {
+            let length = looked(outcomes).and_then(|summary| summary.value_bytes).unwrap_or(0);
+            reply.integer(i64::try_from(length).unwrap_or(i64::MAX));
+        }
+    }
+    true
+}
+
+fn encode_value(outcome: &Outcome, stats: &RespStats, reply: &mut Encoder<'_>) {
+    let value = match outcome {
+        Outcome::Value(value) => value.as_ref(),
+        _ => None,
+    };
+    count_read(stats, value.is_some());
+    match value {
+        Some(value) => reply.bulk(value),
+        None => reply.null(),
+    }
+}
+
+fn count_read(stats: &RespStats, is_hit: bool) {
+    let counter = if is_hit { &stats.hits } else { &stats.misses };
+    counter.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+}
+
+const fn counts(outcome: &Outcome) -> bool {
+    matches!(
+        outcome,
+        Outcome::Look(Some(_)) | Outcome::Deleted(true) | Outcome::Expiry { existed: true, .. }
+    )
+}
+
+const fn looked(outcomes: &[Outcome]) -> Option<Summary> {
+    match outcomes {
+        [Outcome::Look(summary)] => *summary,
+        _ => None,
+    }
+}
+
+/// As Redis: -2 without a value, -1 without an end; seconds are rounded to the nearest.
+fn ttl(held: Option<Summary>, form: TtlForm, now: Millis) -> i64 {
+    let Some(summary) = held else { return -2 };
+    let Some(Millis(at)) = summary.expires_at else { return -1 };
+    let answer = match form {
+        TtlForm::Seconds => (at.saturating_sub(now.0) + 500) / 1_000,
+        TtlForm::Millis => at.saturating_sub(now.0),
+        TtlForm::AtSeconds => (at + 500) / 1_000,
+        TtlForm::AtMillis => at,
+    };
+    i64::try_from(answer).unwrap_or(i64::MAX)
+}
+
+/// The moment that an argument means; one before 1970 is 1970.
+fn moment(expiry: ExpiryArg, now: Millis) -> Millis {
+    let at = match expiry {
+        ExpiryArg::At(ms) => ms,
+        ExpiryArg::After(ms) => i64::try_from(now.0).unwrap_or(i64::MAX).saturating_add(ms),
+    };
+    Millis(u64::try_from(at).unwrap_or(0))
+}
+
+fn error_text(error: RequestError) -> String {
+    match error {
+        RequestError::Read(quorum) | RequestError::Write(quorum)
+            if quorum.refusal == Some(Refusal::TooBig) =>
+        {
+            format!("TOOBIG {error}")
+        }
+        error => format!("NOQUORUM {error}"),
+    }
+}
+
+/// More commands than this in one go are carried out in several.
+const STEPS_MAX: usize = 256;
+const BUFFER_BYTES_MAX: usize = 1024 * 1024;

@@ -1,0 +1,342 @@
+//! What a connection remembers, and the commands that are about the connection and not about keys.
+
+use std::sync::Arc;
+
+use super::Shared;
+use super::clients::Client;
+use super::{command_info, info};
+use crate::resp::{
+    ClientCommand, Command, CommandError, CommandKind, ConnectionCommand, Encoder, Protocol,
+};
+
+/// What the connection does after a command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Next {
+    Go,
+    Close,
+}
+
+/// What is to be done with a command.
+#[derive(Debug)]
+pub(super) enum Step<'a> {
+    Run(Command<'a>),
+    /// Answer this.
+    Simple(&'static str),
+    /// Answer this error.
+    Refuse(String),
+    /// Carry out what was queued.
+    Transaction(Queue),
+}
+
+/// The commands between `MULTI` and `EXEC`, as they came.
+#[derive(Debug, Default)]
+pub(super) struct Queue {
+    pub(super) requests: Vec<u8>,
+    pub(super) commands: usize,
+    spoilt: bool,
+}
+
+/// The state of one connection.
+#[derive(Debug)]
+pub(super) struct Session {
+    client: Arc<Client>,
+    protocol: Protocol,
+    is_logged_in: bool,
+    queue: Option<Queue>,
+}
+
+impl Session {
+    pub(super) const fn new(client: Arc<Client>, is_logged_in: bool) -> Self {
+        Self { client, protocol: Protocol::Resp2, is_logged_in, queue: None }
+    }
+
+    pub(super) const fn protocol(&self) -> Protocol {
+        self.protocol
+    }
+
+    /// Decides what is to be done with a command. `request` are the bytes it was parsed from.
+    pub(super) fn take<'a>(
+        &mut self,
+        command: Result<Command<'a>, CommandError>,
+        request: &[u8],
+        queue_bytes_max: usize,
+    ) -> Step<'a> {
+        use ConnectionCommand as C;
+        if !self.is_logged_in && !command.as_ref().is_ok_and(is_open_to_all) {
+            return Step::Refuse("NOAUTH Authentication required.".to_owned());
+        }
+        match (command, &mut self.queue) {
+            (Ok(Command::Connection(_, C::Multi)), None) => {
+                self.queue = Some(Queue::default());
+                Step::Simple("OK")
+            }
+            (Ok(Command::Connection(_, C::Multi)), Some(_)) => {
+                Step::Refuse("ERR MULTI calls can not be nested".to_owned())
+            }
+            (Ok(Command::Connection(_, C::Exec)), queue) => match queue.take() {
+                None => Step::Refuse("ERR EXEC without MULTI".to_owned()),
+                Some(queue) if queue.spoilt => Step::Refuse(
+                    "EXECABORT Transaction discarded because of previous errors.".to_owned(),
+                ),
+                Some(queue) => Step::Transaction(queue),
+            },
+            (Ok(Command::Connection(_, C::Discard)), queue) => match queue.take() {
+                None => Step::Refuse("ERR DISCARD without MULTI".to_owned()),
+                Some(_) => Step::Simple("OK"),
+            },
+            // These take effect at once, transaction or not, as in Redis.
+            (Ok(command @ Command::Connection(_, C::Quit | C::Reset)), _) | (Ok(command), None) => {
+                Step::Run(command)
+            }
+            (Err(error), queue) => {
+                if let Some(queue) = queue {
+                    queue.spoilt = true;
+                }
+                Step::Refuse(error.to_string())
+            }
+            (Ok(_), Some(queue)) if queue.requests.len() + request.len() > queue_bytes_max => {
+                queue.spoilt = true;
+                Step::Refuse(format!("TOOBIG a transaction has at most {queue_bytes_max} bytes"))
+            }
+            (Ok(_), Some(queue)) => {
+                queue.requests.extend_from_slice(request);
+                queue.commands += 1;
+                Step::Simple("QUEUED")
+            }
+        }
+    }
+
+    /// A command that could not be queued makes `EXEC` refuse the rest.
+    pub(super) fn spoil_queue(&mut self) {
+        if let Some(queue) = &mut self.queue {
+            queue.spoilt = true;
+        }
+    }
+
+    /// Carries out a command about the connection or the server and answers it.
+    pub(super) fn perform(
+        &mut self,
+        kind: CommandKind,
+        command: ConnectionCommand<'_>,
+        shared: &Shared,
+        output: &mut Vec<u8>,
+    ) -> Next {
+        let now = shared.env.clock.wall();
+        self.client.note(kind.name(), self.queue.as_ref().map(|queue| queue.commands), now);
+        let mut reply = Encoder::new(output, self.protocol);
+        match command {
+            ConnectionCommand::Ping(None) => reply.simple("PONG"),
+            ConnectionCommand::Ping(Some(text)) | ConnectionCommand::Echo(text) => reply.bulk(text),
+            ConnectionCommand::Quit => {
+                reply.simple("OK");
+                return Next::Close;
+            }
+            ConnectionCommand::Reset => {
+                self.reset(shared);
+                Encoder::new(output, self.protocol).simple("RESET");
+            }
+            ConnectionCommand::Select(0) => reply.simple("OK"),
+            ConnectionCommand::Select(_) => reply.error("ERR DB index is out of range"),
+            ConnectionCommand::Auth { user, password } => match self.log_in(user, password, shared) {
+                Ok(()) => reply.simple("OK"),
+                Err(text) => reply.error(text),
+            },
+            ConnectionCommand::Hello { version, auth, setname } => {
+                self.hello(version, auth, setname, shared, output);
+            }
+            ConnectionCommand::Client(command) => self.client(&command, shared, &mut reply),
+            ConnectionCommand::Command(query) => command_info::answer(query, &mut reply),
+            ConnectionCommand::Info { sections } => {
+                let wanted: Vec<&[u8]> = sections.iter().collect();
+                reply.verbatim(&info::text(shared, &wanted));
+            }
+            ConnectionCommand::ConfigGet { patterns } => {
+                let found = info::config(shared, patterns);
+                reply.map(found.len());
+                for (name, value) in found {
+                    reply.bulk(name.as_bytes());
+                    reply.bulk(value.as_bytes());
+                }
+            }
+            // Every write was acknowledged by w replicas before its reply was sent.
+            ConnectionCommand::Wait { .. } => {
+                reply.integer(i64::from(shared.coordinator.config().w) - 1);
+            }
+            ConnectionCommand::DbSize => {
+                reply.integer(i64::try_from(shared.facts.ring_keys()).unwrap_or(i64::MAX));
+            }
+            ConnectionCommand::Time => {
+                let micros = now.0 % 1_000 * 1_000;
+                reply.array(2);
+                reply.bulk((now.0 / 1_000).to_string().as_bytes());
+                reply.bulk(micros.to_string().as_bytes());
+            }
+            // Decided in `take`: none of these comes here.
+            ConnectionCommand::Multi | ConnectionCommand::Exec | ConnectionCommand::Discard => {
+                reply.error("ERR MULTI calls can not be nested");
+            }
+        }
+        Next::Go
+    }
+
+    fn reset(&mut self, shared: &Shared) {
+        self.queue = None;
+        self.protocol = Protocol::Resp2;
+        self.is_logged_in = shared.config.password.is_none();
+        self.client.set_name(b"");
+        self.client.set_protocol(self.protocol);
+    }
+
+    fn log_in(
+        &mut self,
+        user: Option<&[u8]>,
+        password: &[u8],
+        shared: &Shared,
+    ) -> Result<(), &'static str> {
+        let Some(expected) = &shared.config.password else {
+            return match user {
+                // With no password set, the default user logs in with any, as in Redis.
+                Some(b"default") => Ok(()),
+                Some(_) => Err(WRONG_PASSWORD),
+                None => Err(NO_PASSWORD_SET),
+            };
+        };
+        if user.is_none_or(|user| user == b"default") && same(password, expected.as_bytes()) {
+            self.is_logged_in = true;
+            return Ok(());
+        }
+        Err(WRONG_PASSWORD)
+    }
+
+    fn hello(
+        &mut self,
+        version: Option<i64>,
+        auth: Option<(&[u8], &[u8])>,
+        name: Option<&[u8]>,
+        shared: &Shared,
+        output: &mut Vec<u8>,
+    ) {
+        let mut reply = Encoder::new(output, self.protocol);
+        if let Some((user, password)) = auth
+            && let Err(text) = self.log_in(Some(user), password, shared)
+        {
+            return reply.error(text);
+        }
+        if !self.is_logged_in {
+            return reply.error(HELLO_WITHOUT_AUTH);
+        }
+        if let Some(name) = name {
+            self.client.set_name(name);
+        }
+        match version {
+            Some(3) => self.protocol = Protocol::Resp3,
+            Some(_) => self.protocol = Protocol::Resp2,
+            None => {}
+        }
+        self.client.set_protocol(self.protocol);
+        let mut reply = Encoder::new(output, self.protocol);
+        reply.map(7);
+        for (field, value) in
+            [("server", "redis"), ("version", info::REDIS_VERSION)]
+        {
+            reply.bulk(field.as_bytes());
+            reply.bulk(value.as_bytes());
+        }
+        reply.bulk(b"proto");
+        reply.integer(if self.protocol == Protocol::Resp3 { 3 } else { 2 });
+        reply.bulk(b"id");
+        reply.integer(i64::try_from(self.client.id).unwrap_or(i64::MAX));
+        for (field, value) in [("mode", "standalone"), ("role", "master")] {
+            reply.bulk(field.as_bytes());
+            reply.bulk(value.as_bytes());
+        }
+        reply.bulk(b"modules");
+        reply.array(0);
+    }
+
+    fn client(&self, command: &ClientCommand<'_>, shared: &Shared, reply: &mut Encoder<'_>) {
+        let now = shared.env.clock.wall();
+        match *command {
+            ClientCommand::Id => reply.integer(i64::try_from(self.client.id).unwrap_or(i64::MAX)),
+            ClientCommand::SetName(name) => {
+                if name.iter().any(|&byte| byte <= b' ' || byte > b'~') {
+                    return reply.error(BAD_NAME);
+                }
+                self.client.set_name(name);
+                reply.simple("OK");
+            }
+            ClientCommand::GetName => match self.client.name() {
+                name if name.is_empty() => reply.null(),
+                name => reply.bulk(name.as_bytes()),
+            },
+            ClientCommand::SetInfo { attribute, value } => {
+                if attribute.eq_ignore_ascii_case(b"lib-name") {
+                    self.client.set_library(value);
+                } else if attribute.eq_ignore_ascii_case(b"lib-ver") {
+                    self.client.set_library_version(value);
+                } else {
+                    let attribute = String::from_utf8_lossy(attribute);
+                    return reply.error(&format!("ERR Unrecognized option '{attribute}'"));
+                }
+                reply.simple("OK");
+            }
+            ClientCommand::Info => reply.verbatim(&self.client.line(now)),
+            ClientCommand::List => reply.verbatim(&shared.clients.list(now)),
+            // Nothing is evicted for a connection's memory, and no command changes idle times.
+            ClientCommand::NoEvict(_) | ClientCommand::NoTouch(_) => reply.simple("OK"),
+            ClientCommand::Help => {
+                reply.array(CLIENT_HELP.len());
+                CLIENT_HELP.iter().for_each(|line| reply.simple(line));
+            }
+        }
+    }
+}
+
+fn is_open_to_all(command: &Command<'_>) -> bool {
+    matches!(
+        command,
+        Command::Connection(
+            _,
+            ConnectionCommand::Auth { .. }
+                | ConnectionCommand::Hello { .. }
+                | ConnectionCommand::Quit
+                | ConnectionCommand::Reset
+        )
+    )
+}
+
+/// Compares without telling by its time how much was right.
+fn same(given: &[u8], expected: &[u8]) -> bool {
+    let differences = given.iter().zip(expected).fold(0, |sum, (a, b)| sum | (a ^ b));
+    given.len() == expected.len() && differences == 0
+}
+
+const WRONG_PASSWORD: &str = "WRONGPASS invalid username-password pair or user is disabled.";
+const NO_PASSWORD_SET: &str = "ERR AUTH <password> called without any password configured for the \
+    default user. Are you sure your configuration is correct?";
+const HELLO_WITHOUT_AUTH: &str = "NOAUTH HELLO must be called with the client already \
+    authenticated, otherwise the HELLO <proto> AUTH <user> <pass> option can be used to \
+    authenticate the client and select the RESP protocol version at the same time";
+const BAD_NAME: &str =
+    "ERR Client names cannot contain spaces, newlines or special characters.";
+const CLIENT_HELP: &[&str] = &[
+    "CLIENT <subcommand> [<arg> [value] [opt] ...]. Subcommands are:",
+    "GETNAME",
+    "    Return the name of the current connection.",
+    "ID",
+    "    Return the ID of the current connection.",
+    "INFO",
+    "    Return information about the current client connection.",
+    "LIST",
+    "    Return information about client connections.",
+    "NO-EVICT (ON|OFF)",
+    "    Accepted, has no effect.",
+    "NO-TOUCH (ON|OFF)",
+    "    Accepted, has no effect.",
+    "SETINFO <option> <value>",
+    "    Set client meta attr. Options are: LIB-NAME, LIB-VER.",
+    "SETNAME <name>",
+    "    Assign the name <name> to the current connection.",
+    "HELP",
+    "    Print this help.",
+];

@@ -1,0 +1,119 @@
+//! What the RESP door counts. Plain atomics: they are touched by every request.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::resp::CommandKind;
+
+/// Counters of the RESP door.
+#[derive(Debug)]
+pub struct RespStats {
+    answered: [AtomicU64; CommandKind::COUNT],
+    failed: [AtomicU64; CommandKind::COUNT],
+    /// Requests that are no command: unknown names, broken syntax.
+    pub refused: AtomicU64,
+    /// Connections closed because the protocol was broken.
+    pub protocol_errors: AtomicU64,
+    /// Connections ever accepted.
+    pub connections_accepted: AtomicU64,
+    /// Connections refused because there were too many.
+    pub connections_refused: AtomicU64,
+    /// Connections open now.
+    pub connections_open: AtomicU64,
+    /// Reads that found a value.
+    pub hits: AtomicU64,
+    /// Reads that found none.
+    pub misses: AtomicU64,
+    /// How long requests took.
+    pub seconds: Latencies,
+}
+
+impl Default for RespStats {
+    fn default() -> Self {
+        Self {
+            answered: [const { AtomicU64::new(0) }; CommandKind::COUNT],
+            failed: [const { AtomicU64::new(0) }; CommandKind::COUNT],
+            refused: AtomicU64::new(0),
+            protocol_errors: AtomicU64::new(0),
+            connections_accepted: AtomicU64::new(0),
+            connections_refused: AtomicU64::new(0),
+            connections_open: AtomicU64::new(0),
+            hits: AtomicU64::new(0),
+            misses: AtomicU64::new(0),
+            seconds: Latencies::default(),
+        }
+    }
+}
+
+impl RespStats {
+    /// Counts one command that was carried out.
+    pub fn count(&self, kind: CommandKind, is_ok: bool) {
+        let counters = if is_ok { &self.answered } else { &self.failed };
+        counters[kind as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many commands of a kind were answered, and how many with an error.
+    #[must_use]
+    pub fn of(&self, kind: CommandKind) -> (u64, u64) {
+        let load = |counters: &[AtomicU64]| counters[kind as usize].load(Ordering::Relaxed);
+        (load(&self.answered), load(&self.failed))
+    }
+
+    /// How many commands were carried out in all.
+    #[must_use]
+    pub fn commands(&self) -> u64 {
+        let all = self.answered.iter().chain(&self.failed);
+        all.map(|counter| counter.load(Ordering::Relaxed)).sum()
+    }
+}
+
+/// A histogram of durations: counts below each of [`BOUNDS_US`], and above all of them.
+#[derive(Debug, Default)]
+pub struct Latencies {
+    buckets: [AtomicU64; BOUNDS_US.len() + 1],
+    sum_us: AtomicU64,
+}
+
+impl Latencies {
+    /// Counts `requests` that took `each`.
+    pub fn record(&self, each: Duration, requests: u64) {
+        let us = u64::try_from(each.as_micros()).unwrap_or(u64::MAX);
+        let bucket = BOUNDS_US.partition_point(|&bound| bound < us);
+        self.buckets[bucket].fetch_add(requests, Ordering::Relaxed);
+        self.sum_us.fetch_add(us.saturating_mul(requests), Ordering::Relaxed);
+    }
+
+    /// The counts, bucket by bucket, not cumulated; the last one has no upper bound.
+    #[must_use]
+    pub fn counts(&self) -> [u64; BOUNDS_US.len() + 1] {
+        std::array::from_fn(|bucket| self.buckets[bucket].load(Ordering::Relaxed))
+    }
+
+    /// All durations together, in microseconds.
+    #[must_use]
+    pub fn sum_us(&self) -> u64 {
+        self.sum_us.load(Ordering::Relaxed)
+    }
+}
+
+/// Upper bounds of the buckets in microseconds: from a local hit to the patience of a client.
+pub const BOUNDS_US: [u64; 16] = [
+    50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000,
+    1_000_000, 2_500_000, 5_000_000,
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bounds_are_inclusive_as_prometheus_has_them() {
+        let latencies = Latencies::default();
+        latencies.record(Duration::from_micros(50), 3);
+        latencies.record(Duration::from_micros(51), 1);
+        latencies.record(Duration::from_secs(60), 1);
+        let counts = latencies.counts();
+        assert_eq!((counts[0], counts[1], counts[BOUNDS_US.len()]), (3, 1, 1));
+        assert_eq!(latencies.sum_us(), 3 * 50 + 51 + 60_000_000);
+    }
+}
