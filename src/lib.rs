@@ -22,5 +22,6 @@
 //! they return actions, without `async`, clock, entropy or log. Rooms that do I/O are thin and
 //! carry the actions out. `tests/tidy.rs` checks this map.
 
+pub mod cli;
 pub mod env;
 pub mod model;

@@ -1,0 +1,3 @@
+//! The subcommands of the `quorate` program.
+
+pub mod bench;
