@@ -23,6 +23,7 @@
 //! carry the actions out. `tests/tidy.rs` checks this map.
 
 pub mod cli;
+pub mod config;
 pub mod env;
 pub mod front;
 pub mod model;

@@ -1,3 +1,85 @@
-//! Subcommands.
+//! Subcommands of `quorate`.
 
+pub mod bench;
 pub mod certs;
+pub mod config;
+pub mod dev;
+pub mod kv;
+pub mod ring;
+pub mod run;
+mod table;
+
+use std::io::{self, IsTerminal, Write};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::env::{Clock, SystemClock};
+
+/// A leaderless peer-to-peer cache that speaks the Redis protocol.
+#[derive(Debug, Parser)]
+#[command(name = "quorate", version, propagate_version = true, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run one node in the foreground.
+    Run(run::RunArgs),
+    /// Run a cluster on this machine, to try it.
+    Dev(dev::DevArgs),
+    /// Show the ring.
+    #[command(subcommand)]
+    Ring(ring::RingCommand),
+    /// Make and show certificates.
+    Certs(certs::CertsArgs),
+    /// Show and check configuration.
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
+    /// Measure the throughput and latency of a RESP server.
+    Bench(Box<bench::BenchArgs>),
+    /// Print the value of a key.
+    Get(kv::GetArgs),
+    /// Set a key.
+    Set(kv::SetArgs),
+    /// Delete keys.
+    Del(kv::DelArgs),
+}
+
+/// Runs the program with the arguments of the process.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let out = &mut io::stdout().lock();
+    let done = match cli.command {
+        Command::Run(args) => run::run(&args),
+        Command::Dev(args) => dev::run(&args, out),
+        Command::Ring(command) => ring::run(&command, out),
+        Command::Certs(args) => certs::run(&args, SystemClock.wall(), out),
+        Command::Config(command) => config::run(&command, out),
+        Command::Bench(args) => {
+            let progress = &mut io::stderr();
+            let is_watched = progress.is_terminal();
+            bench::run(&args, out, is_watched.then_some(progress as &mut dyn Write))
+        }
+        Command::Get(args) => kv::get(&args, out),
+        Command::Set(args) => kv::set(&args, out),
+        Command::Del(args) => kv::del(&args, out),
+    };
+    let Err(error) = done else { return ExitCode::SUCCESS };
+    if let Some(usage) = error.downcast_ref::<clap::Error>() {
+        // It prints itself, in colour where there is a terminal.
+        drop(usage.print());
+        return ExitCode::from(2);
+    }
+    // A reader that has seen enough (`| head`) is no failure.
+    let broken_pipe = error.downcast_ref::<io::Error>().map(io::Error::kind);
+    if broken_pipe == Some(io::ErrorKind::BrokenPipe) {
+        return ExitCode::SUCCESS;
+    }
+    // Nowhere is left to say it if this fails.
+    drop(writeln!(io::stderr(), "quorate: {error:#}"));
+    ExitCode::FAILURE
+}

@@ -1,4 +1,8 @@
 //! The doors: where requests come in and answers go out.
 
+pub mod admin;
+pub mod http;
+pub mod metrics;
 pub mod peer_server;
 pub mod resp_server;
+mod unix;

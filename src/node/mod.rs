@@ -3,3 +3,5 @@
 pub mod coordinator;
 pub mod membership;
 pub mod replica;
+pub mod status;
+pub mod sweeper;

@@ -12,11 +12,9 @@ mod session;
 mod stats;
 
 use std::fmt;
-use std::fs;
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -29,6 +27,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, warn};
 
+use super::unix::bind_unix;
 use self::clients::Clients;
 use self::connection::Connection;
 pub use self::stats::{BOUNDS_US, Latencies, RespStats};
@@ -294,23 +293,6 @@ impl fmt::Debug for Config {
             .field("password", &self.password.is_some())
             .finish_non_exhaustive()
     }
-}
-
-/// Listens on a path with this mode. A socket left behind by a dead process is replaced; any other
-/// file is left alone, and so is a socket that answers.
-pub(crate) fn bind_unix(path: &Path, mode: u32) -> io::Result<UnixListener> {
-    if let Ok(found) = fs::symlink_metadata(path) {
-        if !found.file_type().is_socket() {
-            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "a file is in the way"));
-        }
-        if std::os::unix::net::UnixStream::connect(path).is_ok() {
-            return Err(io::Error::new(io::ErrorKind::AddrInUse, "another process listens there"));
-        }
-        fs::remove_file(path)?;
-    }
-    let listener = UnixListener::bind(path)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
-    Ok(listener)
 }
 
 /// Out of file descriptors, most likely: they come back when connections close.

@@ -1,0 +1,327 @@
+//! `quorate run`: one node, put together from its rooms.
+
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use clap::Args;
+use rustls::ServerConfig;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::{info, warn};
+use tracing_subscriber::EnvFilter;
+
+use crate::config::{self, Checked, Settings, Sources};
+use crate::env::{Env, RealDisk, SeededRng, SystemClock, Tasks};
+use crate::front::metrics::Metrics;
+use crate::front::peer_server::PeerServer;
+use crate::front::resp_server::{self, LocalFacts, NodeFacts, RespServer};
+use crate::front::{admin, http};
+use crate::model::{Hlc, KeyHasher};
+use crate::net::{self, CredentialFiles, Credentials, Endpoint};
+use crate::node::coordinator::{self, Coordinator, Parts};
+use crate::node::membership::{self, Membership};
+use crate::node::replica::Replica;
+use crate::node::status::NodeStatus;
+use crate::node::sweeper::sweep;
+use crate::ring::{Partitions, RingParams, Role};
+use crate::store::Store;
+
+/// Arguments of `run`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  quorate run --config /etc/quorate/quorate.toml\n  \
+    quorate run --config quorate.toml --set log=debug\n  \
+    QUORATE_NODE=node-3 quorate run --config quorate.toml")]
+pub struct RunArgs {
+    /// The configuration file.
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// A key to set on top of the file and the environment.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    set: Vec<String>,
+}
+
+/// Runs a node until it is told to stop.
+pub fn run(args: &RunArgs) -> anyhow::Result<()> {
+    let sources = Sources::read(Some(&args.config), args.set.clone())?;
+    let Checked { settings, warnings } = Settings::load(&sources)?;
+    start_log(&settings.log)?;
+    for warning in &warnings {
+        warn!("{warning}");
+    }
+    runtime(settings.threads)?.block_on(async {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let node = Node::start(&settings, &system_env(&settings)?).await?;
+        tokio::select! {
+            _ = terminate.recv() => info!("told to stop (SIGTERM)"),
+            _ = interrupt.recv() => info!("told to stop (SIGINT)"),
+        }
+        node.stop(settings.shutdown_timeout).await;
+        Ok(())
+    })
+}
+
+/// A running node.
+#[derive(Debug)]
+pub struct Node {
+    env: Env,
+    endpoint: Endpoint,
+    membership: Membership,
+}
+
+impl Node {
+    /// Starts a node in this environment.
+    pub async fn start(settings: &Settings, env: &Env) -> anyhow::Result<Self> {
+        let started_at = env.clock.wall();
+        let credentials = credentials(settings, env)?;
+        let value_bytes_max = usize::try_from(settings.max_value_bytes.0)?;
+        let net_config = net::Config { listen: settings.quic_listen, value_bytes_max };
+        let endpoint = Endpoint::bind(&net_config, &credentials, env)?;
+
+        let params = RingParams {
+            cluster: settings.cluster.clone(),
+            partitions: Partitions::new(settings.partitions)?,
+            n: settings.quorum().n(),
+        };
+        let hasher = KeyHasher::new(&params.cluster);
+        let store = Arc::new(Store::new(hasher));
+        let clock = Arc::new(Hlc::new(settings.max_clock_drift));
+        let replica =
+            Arc::new(Replica::new(Arc::clone(&store), Arc::clone(&clock), value_bytes_max));
+
+        let membership_config = membership_config(settings, params.clone());
+        let membership =
+            Membership::start(membership_config, env, Arc::new(endpoint.clone())).await?;
+        let coordinator = Coordinator::new(Parts {
+            config: coordinator::Config {
+                r: settings.quorum().r(),
+                w: settings.quorum().w(),
+                timeout: settings.request_timeout,
+            },
+            self_tag: settings.node.tag(),
+            env: env.clone(),
+            view: membership.view(),
+            replica: Arc::clone(&replica),
+            clock,
+            hasher,
+            transport: Arc::new(endpoint.clone()),
+        });
+        let table = membership.clone();
+        let peer_server = PeerServer::new(
+            Arc::clone(&replica),
+            Arc::clone(&env.clock),
+            hasher,
+            params.partitions,
+            Box::new(move || table.table_bytes()),
+        );
+        endpoint.serve(Arc::new(peer_server));
+        env.tasks.spawn(sweep(Arc::clone(&store), params.partitions, env.clone()));
+
+        let status = NodeStatus {
+            self_id: settings.node.clone(),
+            started_at,
+            env: env.clone(),
+            membership: membership.clone(),
+            coordinator: coordinator.clone(),
+            store,
+            hasher,
+        };
+        open_doors(settings, env, coordinator, status, (&endpoint, replica)).await?;
+        info!(node = %settings.node, cluster = settings.cluster, "started");
+        Ok(Self { env: env.clone(), endpoint, membership })
+    }
+
+    /// Stops the node; waits at most so long for what is under way.
+    pub async fn stop(self, wait_max: Duration) {
+        self.membership.stop();
+        self.endpoint.close().await;
+        if !self.env.tasks.shutdown(wait_max).await {
+            warn!("stopped with tasks still under way (shutdown_timeout)");
+        }
+    }
+}
+
+async fn open_doors(
+    settings: &Settings,
+    env: &Env,
+    coordinator: Coordinator,
+    status: NodeStatus,
+    (endpoint, replica): (&Endpoint, Arc<Replica>),
+) -> anyhow::Result<()> {
+    let resp_config = resp_config(settings)?;
+    let facts = Arc::new(Facts(status.clone()));
+    let resp = RespServer::start(resp_config, env, coordinator, facts).await?;
+    let admin_socket = settings.admin_socket();
+    admin::serve(&admin_socket, status.clone(), env)
+        .with_context(|| format!("cannot listen on {} (admin_socket)", admin_socket.display()))?;
+    if let Some(listen) = settings.http_listen {
+        let metrics = Metrics { resp, endpoint: endpoint.clone(), replica };
+        http::serve(listen, http::Shown { status: status.clone(), metrics }, env).await?;
+    }
+    env.tasks.spawn(async move {
+        let mut ticks = tokio::time::interval(LOAD_INTERVAL);
+        loop {
+            ticks.tick().await;
+            status.membership.publish_load(status.load());
+        }
+    });
+    Ok(())
+}
+
+/// What the RESP door asks of the node.
+#[derive(Debug)]
+struct Facts(NodeStatus);
+
+impl NodeFacts for Facts {
+    fn ring_keys(&self) -> u64 {
+        self.0.ring_keys()
+    }
+
+    fn local(&self) -> LocalFacts {
+        let store = &self.0.store;
+        LocalFacts {
+            keys: store.keys(),
+            tombstones: store.tombstones(),
+            bytes: store.bytes(),
+            uptime_s: self.0.uptime_s(),
+        }
+    }
+}
+
+fn system_env(settings: &Settings) -> anyhow::Result<Env> {
+    Ok(Env {
+        clock: Arc::new(SystemClock),
+        rng: SeededRng::from_system().context("no randomness from the operating system")?,
+        tasks: Tasks::new(),
+        disk: Arc::new(RealDisk::open(&settings.data_dir).context("data_dir")?),
+    })
+}
+
+/// One thread where there is one core: a scheduler of several costs more than it gives there.
+fn runtime(threads: u32) -> anyhow::Result<Runtime> {
+    let threads = match usize::try_from(threads)? {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        threads => threads,
+    };
+    let mut builder = match threads {
+        1 => tokio::runtime::Builder::new_current_thread(),
+        _ => tokio::runtime::Builder::new_multi_thread(),
+    };
+    if threads > 1 {
+        builder.worker_threads(threads);
+    }
+    builder.enable_all().build().context("cannot start the runtime")
+}
+
+fn start_log(filter: &str) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(filter).context("log")?;
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .try_init()
+        .map_err(|error| anyhow::anyhow!("cannot start the log: {error}"))
+}
+
+fn credentials(settings: &Settings, env: &Env) -> anyhow::Result<Credentials> {
+    for (key, path) in [
+        ("ca_file", &settings.ca_file),
+        ("cert_file", &settings.cert_file),
+        ("key_file", &settings.key_file),
+    ] {
+        ensure!(
+            !path.as_os_str().is_empty(),
+            "{key} is not set: make certificates with `quorate certs init` and `quorate certs \
+             issue --node {}`, then name the files",
+            settings.node
+        );
+    }
+    let files = CredentialFiles {
+        ca: settings.ca_file.clone(),
+        cert: settings.cert_file.clone(),
+        key: settings.key_file.clone(),
+    };
+    let credentials = Credentials::load(&files, env.clock.wall())?;
+    let identity = credentials.identity();
+    let (cluster, name) = (identity.cluster(), identity.name());
+    ensure!(
+        identity.role() == net::Role::Node,
+        "{} is a certificate for a {}, a node needs one from `quorate certs issue --node {}`",
+        settings.cert_file.display(),
+        identity.role(),
+        settings.node
+    );
+    ensure!(
+        cluster == settings.cluster && *name == settings.node,
+        "{} is for node `{name}` of cluster `{cluster}`, the configuration is of node `{}` of \
+         cluster `{}`: use the certificate of this node",
+        settings.cert_file.display(),
+        settings.node,
+        settings.cluster
+    );
+    Ok(credentials)
+}
+
+fn membership_config(settings: &Settings, params: RingParams) -> membership::Config {
+    let shown = |addr: Option<std::net::SocketAddr>| addr.map_or_else(String::new, |a| a.to_string());
+    membership::Config {
+        params,
+        id: settings.node.clone(),
+        role: match settings.role {
+            config::Role::Member => Role::Member,
+            config::Role::Proxy => Role::Proxy,
+        },
+        zone: settings.zone.clone(),
+        weight: settings.weight,
+        quic: settings.quic_advertise(),
+        resp: shown(settings.resp_listen),
+        http: shown(settings.http_listen),
+        seeds: settings.seeds.iter().map(ToString::to_string).collect(),
+        gossip_interval: settings.gossip_interval,
+    }
+}
+
+fn resp_config(settings: &Settings) -> anyhow::Result<resp_server::Config> {
+    let password = settings.resp_password_file.as_deref().map(read_password).transpose()?;
+    Ok(resp_server::Config {
+        listen: settings.resp_listen,
+        socket: settings.resp_socket.clone(),
+        tls: settings.resp_tls().map(|files| resp_tls(files.cert, files.key)).transpose()?,
+        password,
+        connections_max: u64::from(settings.connections_max),
+        idle_max: settings.client_timeout().unwrap_or_default(),
+        unfinished_max: settings.unfinished_timeout,
+        value_bytes_max: usize::try_from(settings.max_value_bytes.0)?,
+    })
+}
+
+fn read_password(path: &Path) -> anyhow::Result<String> {
+    let place = || format!("cannot read {} (resp_password_file)", path.display());
+    let text = std::fs::read_to_string(path).with_context(place)?;
+    let password = text.trim_end_matches(['\r', '\n']);
+    ensure!(!password.is_empty(), "{} (resp_password_file) holds no password", path.display());
+    Ok(password.to_owned())
+}
+
+fn resp_tls(cert: &Path, key: &Path) -> anyhow::Result<Arc<ServerConfig>> {
+    let chain: Vec<_> = CertificateDer::pem_file_iter(cert)
+        .and_then(Iterator::collect)
+        .with_context(|| format!("cannot read {} (resp_tls_cert)", cert.display()))?;
+    let key = PrivateKeyDer::from_pem_file(key)
+        .with_context(|| format!("cannot read {} (resp_tls_key)", key.display()))?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .context("resp_tls_cert and resp_tls_key do not go together")?;
+    Ok(Arc::new(config))
+}
+
+/// Two gossip rounds or so: what others see of this node is about as old as that.
+const LOAD_INTERVAL: Duration = Duration::from_millis(500);

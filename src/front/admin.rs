@@ -1,0 +1,182 @@
+//! The door for administrators: a Unix socket that takes requests one after the other.
+//!
+//! Each message is a length (4 bytes, little endian) and MessagePack with field names.
+
+use std::io::{self, Read, Write};
+use std::path::Path;
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+use tracing::{debug, warn};
+
+use super::unix::bind_unix;
+use crate::env::Env;
+use crate::model::check_key;
+use crate::node::coordinator::{Action, Outcome, Request};
+use crate::node::status::{KeyOwners, NodeStatus, RingStatus};
+
+/// What an administrator can ask.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AdminRequest {
+    /// The ring as the node sees it.
+    RingStatus,
+    /// Who is home of a key.
+    RingOwners {
+        /// The key.
+        key: String,
+    },
+    /// The value of a key.
+    Get {
+        /// The key.
+        #[serde(with = "serde_bytes")]
+        key: Vec<u8>,
+    },
+    /// Set a key.
+    Set {
+        /// The key.
+        #[serde(with = "serde_bytes")]
+        key: Vec<u8>,
+        /// The value.
+        #[serde(with = "serde_bytes")]
+        value: Vec<u8>,
+        /// When it ends, in milliseconds from now.
+        ttl_ms: Option<u64>,
+    },
+    /// Delete a key.
+    Delete {
+        /// The key.
+        #[serde(with = "serde_bytes")]
+        key: Vec<u8>,
+    },
+}
+
+/// The answer to an [`AdminRequest`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum AdminReply {
+    /// To `RingStatus`.
+    RingStatus(RingStatus),
+    /// To `RingOwners`.
+    RingOwners(KeyOwners),
+    /// To `Get`.
+    Value(Option<serde_bytes::ByteBuf>),
+    /// To `Set`.
+    Written,
+    /// To `Delete`: whether there was a value.
+    Deleted(bool),
+    /// To what failed or cannot be understood.
+    Error(String),
+}
+
+/// Opens the socket; it serves until the tasks of the environment end.
+pub fn serve(path: &Path, status: NodeStatus, env: &Env) -> io::Result<()> {
+    let listener = bind_unix(path, SOCKET_MODE)?;
+    let tasks = env.tasks.clone();
+    env.tasks.spawn(async move {
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    let status = status.clone();
+                    tasks.spawn(async move {
+                        match timeout(SESSION_MAX, talk(stream, &status)).await {
+                            Ok(Ok(())) => {}
+                            Ok(Err(error)) => debug!(%error, "admin connection lost"),
+                            Err(_) => debug!("an admin connection stayed open for too long"),
+                        }
+                    });
+                }
+                Err(error) => {
+                    warn!(%error, "cannot accept an admin connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    });
+    Ok(())
+}
+
+/// Asks a node, as a client does: blocking.
+pub fn ask(mut stream: impl Read + Write, request: &AdminRequest) -> io::Result<AdminReply> {
+    stream.write_all(&encode(request)?)?;
+    let mut length = [0; LENGTH_BYTES];
+    stream.read_exact(&mut length)?;
+    let mut body = vec![0; checked_length(length)?];
+    stream.read_exact(&mut body)?;
+    decode(&body)
+}
+
+async fn talk(mut stream: UnixStream, status: &NodeStatus) -> io::Result<()> {
+    loop {
+        let mut length = [0; LENGTH_BYTES];
+        if stream.read_exact(&mut length).await.is_err() {
+            // Its end: the client has what it wanted.
+            return Ok(());
+        }
+        let length = u64::try_from(checked_length(length)?).unwrap_or(u64::MAX);
+        let mut body = Vec::new();
+        // Grows with what comes, not with what was announced.
+        (&mut stream).take(length).read_to_end(&mut body).await?;
+        let reply = match decode(&body) {
+            Ok(request) => answer(request, status).await,
+            Err(error) => AdminReply::Error(format!("not an admin request: {error}")),
+        };
+        stream.write_all(&encode(&reply)?).await?;
+    }
+}
+
+async fn answer(request: AdminRequest, status: &NodeStatus) -> AdminReply {
+    let (key, action) = match request {
+        AdminRequest::RingStatus => return AdminReply::RingStatus(status.ring()),
+        AdminRequest::RingOwners { key } => return AdminReply::RingOwners(status.owners(&key)),
+        AdminRequest::Get { key } => (key, Action::Get),
+        AdminRequest::Delete { key } => (key, Action::Delete),
+        AdminRequest::Set { key, value, ttl_ms } => {
+            let now = status.env.clock.wall();
+            let expires_at = ttl_ms.map(|ms| now.saturating_add(Duration::from_millis(ms)));
+            (key, Action::Set { value: Bytes::from(value), expires_at })
+        }
+    };
+    if let Err(error) = check_key(&key) {
+        return AdminReply::Error(error.to_string());
+    }
+    let request = Request { key: Bytes::from(key), action };
+    match status.coordinator.run(vec![request]).await.pop() {
+        Some(Outcome::Value(value)) => {
+            AdminReply::Value(value.map(|value| serde_bytes::ByteBuf::from(value.to_vec())))
+        }
+        Some(Outcome::Deleted(existed)) => AdminReply::Deleted(existed),
+        Some(Outcome::Failed(error)) => AdminReply::Error(error.to_string()),
+        Some(_) | None => AdminReply::Written,
+    }
+}
+
+fn encode(message: &impl Serialize) -> io::Result<Vec<u8>> {
+    let body = rmp_serde::to_vec_named(message).map_err(io::Error::other)?;
+    let length = u32::try_from(body.len()).map_err(io::Error::other)?;
+    Ok([&length.to_le_bytes(), &body[..]].concat())
+}
+
+fn decode<T: DeserializeOwned>(body: &[u8]) -> io::Result<T> {
+    rmp_serde::from_slice(body).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+}
+
+fn checked_length(length: [u8; LENGTH_BYTES]) -> io::Result<usize> {
+    let bytes = usize::try_from(u32::from_le_bytes(length)).unwrap_or(usize::MAX);
+    if bytes > MESSAGE_BYTES_MAX {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "an admin message is too long"));
+    }
+    Ok(bytes)
+}
+
+const LENGTH_BYTES: usize = 4;
+/// A value of the largest limit and its key.
+const MESSAGE_BYTES_MAX: usize = 600 * 1024 * 1024;
+/// Its user and group administer the node.
+const SOCKET_MODE: u32 = 0o660;
+/// Long enough for `--watch`.
+const SESSION_MAX: Duration = Duration::from_secs(3_600);
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);

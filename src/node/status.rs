@@ -1,0 +1,186 @@
+//! What a node knows of the ring and of itself, for people and tools.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::coordinator::Coordinator;
+use super::membership::{Load, Membership};
+use crate::env::Env;
+use crate::model::{KeyHasher, Millis, NodeId, PartitionId};
+use crate::store::Store;
+
+/// Where the facts of a node come from.
+#[derive(Debug, Clone)]
+pub struct NodeStatus {
+    /// This node.
+    pub self_id: NodeId,
+    /// When it started.
+    pub started_at: Millis,
+    /// Time.
+    pub env: Env,
+    /// The ring.
+    pub membership: Membership,
+    /// Its quorums and counters.
+    pub coordinator: Coordinator,
+    /// What it holds.
+    pub store: Arc<Store>,
+    /// The cluster's hash.
+    pub hasher: KeyHasher,
+}
+
+/// The ring as one node sees it. The JSON of `quorate ring status`: names are a contract.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RingStatus {
+    /// The cluster's name.
+    pub cluster: String,
+    /// The node that tells this.
+    #[serde(rename = "self")]
+    pub self_id: String,
+    /// How many partitions the cluster has.
+    pub partitions: u32,
+    /// Copies kept.
+    pub n: u8,
+    /// Replies a read needs.
+    pub r: u8,
+    /// Acknowledgements a write needs.
+    pub w: u8,
+    /// Equal on two nodes that place keys alike.
+    pub ring_version: String,
+    /// How much more than its share the fullest member has.
+    pub balance: f64,
+    /// All nodes, by name.
+    pub nodes: Vec<NodeRow>,
+}
+
+/// One node of a [`RingStatus`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NodeRow {
+    /// Its name.
+    pub id: String,
+    /// Its zone.
+    pub zone: String,
+    /// What it does.
+    pub role: String,
+    /// Where it is in its life.
+    pub state: String,
+    /// Whether the node that tells this can reach it.
+    pub reachable: bool,
+    /// Where peers reach it.
+    pub quic: String,
+    /// Where clients reach it.
+    pub resp: String,
+    /// Values it holds: exact for the node that tells this, of the others as last gossiped.
+    pub keys: u64,
+    /// Bytes of records it holds.
+    pub bytes: u64,
+    /// How many partitions it is a home of.
+    pub partitions: usize,
+    /// Hints it holds for others.
+    pub hints_held: u64,
+    /// How long it has been up, in seconds; `null` when it never told.
+    pub uptime_s: Option<u64>,
+    /// The version of its software.
+    pub version: String,
+}
+
+/// Who is home of a key. The JSON of `quorate ring owners`: names are a contract.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyOwners {
+    /// The key, as text.
+    pub key: String,
+    /// Its partition.
+    pub partition: u16,
+    /// Its home nodes, the first one first.
+    pub homes: Vec<String>,
+    /// Those who stand in for them, in order.
+    pub stand_ins: Vec<String>,
+}
+
+impl NodeStatus {
+    /// What this node holds now.
+    #[must_use]
+    pub fn load(&self) -> Load {
+        Load {
+            keys: self.store.keys(),
+            bytes: self.store.bytes(),
+            hints_held: 0,
+            started_at: self.started_at,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        }
+    }
+
+    /// How long this node has been up.
+    #[must_use]
+    pub fn uptime_s(&self) -> u64 {
+        self.env.clock.wall().0.saturating_sub(self.started_at.0) / 1_000
+    }
+
+    /// Keys in the whole ring: what all nodes hold, divided by the copies kept.
+    #[must_use]
+    pub fn ring_keys(&self) -> u64 {
+        let loads = self.membership.loads();
+        let view = self.coordinator.view();
+        let others = view.members().iter().filter(|member| member.id != self.self_id);
+        let theirs = others.filter_map(|m| loads.get(&m.id)).map(|load| load.keys).sum::<u64>();
+        let copies = view.homes(PartitionId(0)).len().max(1) as u64;
+        (self.store.keys() + theirs + copies / 2) / copies
+    }
+
+    /// The ring as this node sees it.
+    #[must_use]
+    pub fn ring(&self) -> RingStatus {
+        let view = self.coordinator.view();
+        let loads = self.membership.loads();
+        let config = self.coordinator.config();
+        let now = self.env.clock.wall();
+        let nodes = view.members().iter().map(|member| {
+            let load = match member.id == self.self_id {
+                true => Some(self.load()),
+                false => loads.get(&member.id).cloned(),
+            };
+            let told = load.as_ref().map(|load| load.started_at);
+            let load = load.unwrap_or_default();
+            NodeRow {
+                id: member.id.to_string(),
+                zone: member.zone.clone(),
+                role: member.role.to_string(),
+                state: member.state.to_string(),
+                reachable: member.reachable,
+                quic: member.quic.to_string(),
+                resp: member.resp.clone(),
+                keys: load.keys,
+                bytes: load.bytes,
+                partitions: view.homes_held(member.tag),
+                hints_held: load.hints_held,
+                uptime_s: told.map(|started| now.0.saturating_sub(started.0) / 1_000),
+                version: load.version,
+            }
+        });
+        RingStatus {
+            cluster: view.params().cluster.clone(),
+            self_id: self.self_id.to_string(),
+            partitions: view.params().partitions.count(),
+            n: view.params().n,
+            r: config.r,
+            w: config.w,
+            ring_version: format!("{:016x}", view.version()),
+            balance: view.balance(),
+            nodes: nodes.collect(),
+        }
+    }
+
+    /// Who is home of a key, and who stands in.
+    #[must_use]
+    pub fn owners(&self, key: &str) -> KeyOwners {
+        let view = self.coordinator.view();
+        let partition = view.params().partitions.of(self.hasher.hash(key.as_bytes()));
+        let name = |tag| view.member(tag).map(|member| member.id.to_string());
+        KeyOwners {
+            key: key.to_owned(),
+            partition: partition.0,
+            homes: view.homes(partition).iter().filter_map(|&tag| name(tag)).collect(),
+            stand_ins: view.stand_ins(partition).into_iter().filter_map(name).collect(),
+        }
+    }
+}
