@@ -14,8 +14,10 @@ pub enum ConfigCommand {
     #[command(after_help = "Example:\n  quorate config default > quorate.toml")]
     Default,
     /// Check a configuration file, with the environment and --set on top of it.
-    #[command(after_help = "Examples:\n  quorate config check /etc/quorate/quorate.toml\n  \
-        quorate config check quorate.toml --set n=5")]
+    #[command(
+        after_help = "Examples:\n  quorate config check /etc/quorate/quorate.toml\n  \
+        quorate config check quorate.toml --set n=5"
+    )]
     Check(CheckArgs),
 }
 

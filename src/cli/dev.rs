@@ -22,9 +22,11 @@ use crate::node::status::RingStatus;
 
 /// Arguments of `dev`.
 #[derive(Debug, Args)]
-#[command(after_help = "Node i (from 0) listens on 127.0.0.1: for Redis clients on the RESP port + i, \
+#[command(
+    after_help = "Node i (from 0) listens on 127.0.0.1: for Redis clients on the RESP port + i, \
     for its peers on that + 100, for HTTP on that + 200.\n\nExamples:\n  quorate dev\n  \
-    quorate dev --nodes 5 --set n=3 --set w=3\n  redis-cli -p 7380 set greeting hello")]
+    quorate dev --nodes 5 --set n=3 --set w=3\n  redis-cli -p 7380 set greeting hello"
+)]
 pub struct DevArgs {
     /// How many nodes.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=100))]
@@ -80,7 +82,9 @@ struct Running {
 /// Runs a cluster until it is told to stop.
 pub fn run(args: &DevArgs, out: &mut dyn Write) -> anyhow::Result<()> {
     let planned = prepare(args)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
@@ -131,7 +135,9 @@ fn prepare(args: &DevArgs) -> anyhow::Result<Vec<Planned>> {
             authority
         }
     };
-    (0..args.nodes).map(|number| plan(args, &dir, &authority, number)).collect()
+    (0..args.nodes)
+        .map(|number| plan(args, &dir, &authority, number))
+        .collect()
 }
 
 fn plan(
@@ -154,7 +160,10 @@ fn plan(
     let files = issued.save(&dir.join("certs"), Existing::Replace)?;
 
     let port = |offset: u16| -> anyhow::Result<u16> {
-        let port = args.resp_port.checked_add(offset).and_then(|port| port.checked_add(number));
+        let port = args
+            .resp_port
+            .checked_add(offset)
+            .and_then(|port| port.checked_add(number));
         port.context("the ports of the last node would be over 65535: choose a lower --resp-port")
     };
     let n = args.nodes.min(3);
@@ -176,9 +185,17 @@ fn plan(
         set.push(format!("seeds=[\"127.0.0.1:{}\"]", quic_port - number));
     }
     set.extend(args.set.iter().cloned());
-    let Checked { settings, .. } = Settings::load(&Sources { file: None, env: Vec::new(), set })?;
+    let Checked { settings, .. } = Settings::load(&Sources {
+        file: None,
+        env: Vec::new(),
+        set,
+    })?;
     fs::write(node_dir.join("quorate.toml"), settings.to_toml())?;
-    Ok(Planned { id, dir: node_dir, settings })
+    Ok(Planned {
+        id,
+        dir: node_dir,
+        settings,
+    })
 }
 
 fn start(planned: Planned) -> anyhow::Result<Running> {
@@ -202,7 +219,8 @@ fn start(planned: Planned) -> anyhow::Result<Running> {
 fn write_cluster_file(dir: &Path, running: &[Running]) -> anyhow::Result<()> {
     let nodes = running.iter().map(|Running { planned, child }| {
         let settings = &planned.settings;
-        let shown = |addr: Option<std::net::SocketAddr>| addr.map_or_else(String::new, |a| a.to_string());
+        let shown =
+            |addr: Option<std::net::SocketAddr>| addr.map_or_else(String::new, |a| a.to_string());
         ClusterNode {
             id: planned.id.to_string(),
             pid: child.id().unwrap_or(0),
@@ -213,8 +231,13 @@ fn write_cluster_file(dir: &Path, running: &[Running]) -> anyhow::Result<()> {
             config: planned.dir.join("quorate.toml"),
         }
     });
-    let file = ClusterFile { nodes: nodes.collect() };
-    fs::write(dir.join(CLUSTER_FILE), serde_json::to_string_pretty(&file)? + "\n")?;
+    let file = ClusterFile {
+        nodes: nodes.collect(),
+    };
+    fs::write(
+        dir.join(CLUSTER_FILE),
+        serde_json::to_string_pretty(&file)? + "\n",
+    )?;
     Ok(())
 }
 
@@ -229,11 +252,15 @@ async fn wait_until_met(running: &mut [Running]) -> anyhow::Result<RingStatus> {
                 bail!("{} ended ({status}): {}", node.planned.id, last_line(&log));
             }
         }
-        let seen: Vec<_> = running.iter().filter_map(|node| seen_by(&node.planned)).collect();
-        let has_met_all = |ring: &RingStatus| {
-            ring.nodes.iter().filter(|n| n.reachable).count() == all
-        };
-        let alike = seen.windows(2).all(|pair| pair[0].ring_version == pair[1].ring_version);
+        let seen: Vec<_> = running
+            .iter()
+            .filter_map(|node| seen_by(&node.planned))
+            .collect();
+        let has_met_all =
+            |ring: &RingStatus| ring.nodes.iter().filter(|n| n.reachable).count() == all;
+        let alike = seen
+            .windows(2)
+            .all(|pair| pair[0].ring_version == pair[1].ring_version);
         if let Some(first) = seen.first()
             && seen.len() == all
             && alike
@@ -271,7 +298,11 @@ async fn stop(running: Vec<Running>) {
     for node in &running {
         if let Some(pid) = node.child.id() {
             // There is no safe call for it in std.
-            let told = Command::new("kill").arg("-TERM").arg(pid.to_string()).status().await;
+            let told = Command::new("kill")
+                .arg("-TERM")
+                .arg(pid.to_string())
+                .status()
+                .await;
             drop(told);
         }
     }
@@ -291,7 +322,12 @@ fn last_line(log: &Path) -> String {
         file.seek(SeekFrom::Start(start))?;
         let mut text = Vec::new();
         file.read_to_end(&mut text)?;
-        Ok(String::from_utf8_lossy(&text).trim_end().lines().last().unwrap_or_default().to_owned())
+        Ok(String::from_utf8_lossy(&text)
+            .trim_end()
+            .lines()
+            .last()
+            .unwrap_or_default()
+            .to_owned())
     };
     match read() {
         Ok(line) if !line.is_empty() => line,

@@ -2,7 +2,6 @@
 
 use std::io::{Read, Write};
 
-
 use anyhow::{bail, ensure};
 use clap::Args;
 
@@ -21,8 +20,10 @@ pub struct GetArgs {
 
 /// Arguments of `set`.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  quorate set user:42 Ada\n  quorate set user:42 Ada --ttl 60\n  \
-    quorate set logo - < logo.png")]
+#[command(
+    after_help = "Examples:\n  quorate set user:42 Ada\n  quorate set user:42 Ada --ttl 60\n  \
+    quorate set logo - < logo.png"
+)]
 pub struct SetArgs {
     /// The key.
     key: String,
@@ -54,7 +55,11 @@ pub fn get(args: &GetArgs, out: &mut dyn Write) -> anyhow::Result<()> {
     };
     if args.admin.json {
         let text = value.map(|value| String::from_utf8_lossy(&value).into_owned());
-        writeln!(out, "{}", serde_json::json!({ "key": args.key, "value": text }))?;
+        writeln!(
+            out,
+            "{}",
+            serde_json::json!({ "key": args.key, "value": text })
+        )?;
         return Ok(());
     }
     match value {
@@ -69,7 +74,10 @@ pub fn get(args: &GetArgs, out: &mut dyn Write) -> anyhow::Result<()> {
 
 /// Sets a key.
 pub fn set(args: &SetArgs, out: &mut dyn Write) -> anyhow::Result<()> {
-    ensure!(args.ttl != Some(0), "--ttl 0: a value has to live for at least a second");
+    ensure!(
+        args.ttl != Some(0),
+        "--ttl 0: a value has to live for at least a second"
+    );
     let mut value = Vec::new();
     if args.value == "-" {
         std::io::stdin().lock().read_to_end(&mut value)?;
@@ -77,10 +85,20 @@ pub fn set(args: &SetArgs, out: &mut dyn Write) -> anyhow::Result<()> {
         value = args.value.clone().into_bytes();
     }
     let ttl_ms = args.ttl.map(|seconds| seconds.saturating_mul(MS_A_SECOND));
-    let request = AdminRequest::Set { key: args.key.clone().into_bytes(), value, ttl_ms };
-    let AdminReply::Written = ask(&args.admin.socket, &request)? else { bail!(OTHER_VERSION) };
+    let request = AdminRequest::Set {
+        key: args.key.clone().into_bytes(),
+        value,
+        ttl_ms,
+    };
+    let AdminReply::Written = ask(&args.admin.socket, &request)? else {
+        bail!(OTHER_VERSION)
+    };
     if args.admin.json {
-        writeln!(out, "{}", serde_json::json!({ "key": args.key, "written": true }))?;
+        writeln!(
+            out,
+            "{}",
+            serde_json::json!({ "key": args.key, "written": true })
+        )?;
     } else {
         writeln!(out, "OK")?;
     }
@@ -91,7 +109,9 @@ pub fn set(args: &SetArgs, out: &mut dyn Write) -> anyhow::Result<()> {
 pub fn del(args: &DelArgs, out: &mut dyn Write) -> anyhow::Result<()> {
     let mut deleted = 0;
     for key in &args.keys {
-        let request = AdminRequest::Delete { key: key.clone().into_bytes() };
+        let request = AdminRequest::Delete {
+            key: key.clone().into_bytes(),
+        };
         let AdminReply::Deleted(existed) = ask(&args.admin.socket, &request)? else {
             bail!(OTHER_VERSION);
         };

@@ -18,7 +18,12 @@ use crate::env::{Clock, SystemClock};
 
 /// A leaderless peer-to-peer cache that speaks the Redis protocol.
 #[derive(Debug, Parser)]
-#[command(name = "quorate", version, propagate_version = true, max_term_width = 100)]
+#[command(
+    name = "quorate",
+    version,
+    propagate_version = true,
+    max_term_width = 100
+)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -68,7 +73,9 @@ pub fn main() -> ExitCode {
         Command::Set(args) => kv::set(&args, out),
         Command::Del(args) => kv::del(&args, out),
     };
-    let Err(error) = done else { return ExitCode::SUCCESS };
+    let Err(error) = done else {
+        return ExitCode::SUCCESS;
+    };
     if let Some(usage) = error.downcast_ref::<clap::Error>() {
         // It prints itself, in colour where there is a terminal.
         drop(usage.print());

@@ -16,8 +16,10 @@ use crate::node::status::RingStatus;
 #[derive(Debug, Subcommand)]
 pub enum RingCommand {
     /// Who is in the ring, who can be reached, who holds how much.
-    #[command(after_help = "Examples:\n  quorate ring status\n  quorate ring status --json\n  \
-        quorate ring status --watch --socket ./quorate-dev/node-0/admin.sock")]
+    #[command(
+        after_help = "Examples:\n  quorate ring status\n  quorate ring status --json\n  \
+        quorate ring status --watch --socket ./quorate-dev/node-0/admin.sock"
+    )]
     Status(StatusArgs),
     /// Which nodes are home of a key, and who stands in for them.
     #[command(after_help = "Examples:\n  quorate ring owners user:42\n  \
@@ -82,13 +84,18 @@ fn status(args: &StatusArgs, out: &mut dyn Write) -> anyhow::Result<()> {
         if !args.watch {
             return Ok(());
         }
-        #[expect(clippy::disallowed_methods, reason = "a plain thread with nothing else to do")]
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "a plain thread with nothing else to do"
+        )]
         std::thread::sleep(WATCH_INTERVAL);
     }
 }
 
 fn owners(args: &OwnersArgs, out: &mut dyn Write) -> anyhow::Result<()> {
-    let request = AdminRequest::RingOwners { key: args.key.clone() };
+    let request = AdminRequest::RingOwners {
+        key: args.key.clone(),
+    };
     let AdminReply::RingOwners(owners) = ask(&args.admin.socket, &request)? else {
         bail!("the node gave an answer of another kind: it is of another version");
     };
@@ -105,18 +112,43 @@ fn owners(args: &OwnersArgs, out: &mut dyn Write) -> anyhow::Result<()> {
 
 /// Prints the ring for people; also what `dev` shows.
 pub(super) fn print_ring(ring: &RingStatus, out: &mut dyn Write) -> anyhow::Result<()> {
-    let RingStatus { cluster, self_id, partitions, n, r, w, ring_version, balance, nodes } = ring;
+    let RingStatus {
+        cluster,
+        self_id,
+        partitions,
+        n,
+        r,
+        w,
+        ring_version,
+        balance,
+        nodes,
+    } = ring;
     writeln!(
         out,
         "cluster {cluster}, seen by {self_id}: {partitions} partitions, n={n} r={r} w={w}, \
          balance {balance:.2}, ring {ring_version}"
     )?;
     let mut table = Table::new(&[
-        "NODE", "ZONE", "ROLE", "STATE", "REACHABLE", "QUIC", "RESP", "PARTITIONS", "KEYS", "SIZE",
-        "HINTS", "UPTIME", "VERSION",
+        "NODE",
+        "ZONE",
+        "ROLE",
+        "STATE",
+        "REACHABLE",
+        "QUIC",
+        "RESP",
+        "PARTITIONS",
+        "KEYS",
+        "SIZE",
+        "HINTS",
+        "UPTIME",
+        "VERSION",
     ]);
     for node in nodes {
-        let zone = if node.zone.is_empty() { "-" } else { &node.zone };
+        let zone = if node.zone.is_empty() {
+            "-"
+        } else {
+            &node.zone
+        };
         table.push(
             vec![
                 node.id.clone(),

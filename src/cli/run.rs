@@ -33,9 +33,11 @@ use crate::store::Store;
 
 /// Arguments of `run`.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  quorate run --config /etc/quorate/quorate.toml\n  \
+#[command(
+    after_help = "Examples:\n  quorate run --config /etc/quorate/quorate.toml\n  \
     quorate run --config quorate.toml --set log=debug\n  \
-    QUORATE_NODE=node-3 quorate run --config quorate.toml")]
+    QUORATE_NODE=node-3 quorate run --config quorate.toml"
+)]
 pub struct RunArgs {
     /// The configuration file.
     #[arg(long, value_name = "FILE")]
@@ -80,7 +82,10 @@ impl Node {
         let started_at = env.clock.wall();
         let credentials = credentials(settings, env)?;
         let value_bytes_max = usize::try_from(settings.max_value_bytes.0)?;
-        let net_config = net::Config { listen: settings.quic_listen, value_bytes_max };
+        let net_config = net::Config {
+            listen: settings.quic_listen,
+            value_bytes_max,
+        };
         let endpoint = Endpoint::bind(&net_config, &credentials, env)?;
 
         let params = RingParams {
@@ -91,8 +96,11 @@ impl Node {
         let hasher = KeyHasher::new(&params.cluster);
         let store = Arc::new(Store::new(hasher));
         let clock = Arc::new(Hlc::new(settings.max_clock_drift));
-        let replica =
-            Arc::new(Replica::new(Arc::clone(&store), Arc::clone(&clock), value_bytes_max));
+        let replica = Arc::new(Replica::new(
+            Arc::clone(&store),
+            Arc::clone(&clock),
+            value_bytes_max,
+        ));
 
         let membership_config = membership_config(settings, params.clone());
         let membership =
@@ -120,7 +128,8 @@ impl Node {
             Box::new(move || table.table_bytes()),
         );
         endpoint.serve(Arc::new(peer_server));
-        env.tasks.spawn(sweep(Arc::clone(&store), params.partitions, env.clone()));
+        env.tasks
+            .spawn(sweep(Arc::clone(&store), params.partitions, env.clone()));
 
         let status = NodeStatus {
             self_id: settings.node.clone(),
@@ -133,7 +142,11 @@ impl Node {
         };
         open_doors(settings, env, coordinator, status, (&endpoint, replica)).await?;
         info!(node = %settings.node, cluster = settings.cluster, "started");
-        Ok(Self { env: env.clone(), endpoint, membership })
+        Ok(Self {
+            env: env.clone(),
+            endpoint,
+            membership,
+        })
     }
 
     /// Stops the node; waits at most so long for what is under way.
@@ -160,8 +173,20 @@ async fn open_doors(
     admin::serve(&admin_socket, status.clone(), env)
         .with_context(|| format!("cannot listen on {} (admin_socket)", admin_socket.display()))?;
     if let Some(listen) = settings.http_listen {
-        let metrics = Metrics { resp, endpoint: endpoint.clone(), replica };
-        http::serve(listen, http::Shown { status: status.clone(), metrics }, env).await?;
+        let metrics = Metrics {
+            resp,
+            endpoint: endpoint.clone(),
+            replica,
+        };
+        http::serve(
+            listen,
+            http::Shown {
+                status: status.clone(),
+                metrics,
+            },
+            env,
+        )
+        .await?;
     }
     env.tasks.spawn(async move {
         let mut ticks = tokio::time::interval(LOAD_INTERVAL);
@@ -215,7 +240,10 @@ fn runtime(threads: u32) -> anyhow::Result<Runtime> {
     if threads > 1 {
         builder.worker_threads(threads);
     }
-    builder.enable_all().build().context("cannot start the runtime")
+    builder
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")
 }
 
 fn start_log(filter: &str) -> anyhow::Result<()> {
@@ -268,7 +296,8 @@ fn credentials(settings: &Settings, env: &Env) -> anyhow::Result<Credentials> {
 }
 
 fn membership_config(settings: &Settings, params: RingParams) -> membership::Config {
-    let shown = |addr: Option<std::net::SocketAddr>| addr.map_or_else(String::new, |a| a.to_string());
+    let shown =
+        |addr: Option<std::net::SocketAddr>| addr.map_or_else(String::new, |a| a.to_string());
     membership::Config {
         params,
         id: settings.node.clone(),
@@ -287,11 +316,18 @@ fn membership_config(settings: &Settings, params: RingParams) -> membership::Con
 }
 
 fn resp_config(settings: &Settings) -> anyhow::Result<resp_server::Config> {
-    let password = settings.resp_password_file.as_deref().map(read_password).transpose()?;
+    let password = settings
+        .resp_password_file
+        .as_deref()
+        .map(read_password)
+        .transpose()?;
     Ok(resp_server::Config {
         listen: settings.resp_listen,
         socket: settings.resp_socket.clone(),
-        tls: settings.resp_tls().map(|files| resp_tls(files.cert, files.key)).transpose()?,
+        tls: settings
+            .resp_tls()
+            .map(|files| resp_tls(files.cert, files.key))
+            .transpose()?,
         password,
         connections_max: u64::from(settings.connections_max),
         idle_max: settings.client_timeout().unwrap_or_default(),
@@ -304,7 +340,11 @@ fn read_password(path: &Path) -> anyhow::Result<String> {
     let place = || format!("cannot read {} (resp_password_file)", path.display());
     let text = std::fs::read_to_string(path).with_context(place)?;
     let password = text.trim_end_matches(['\r', '\n']);
-    ensure!(!password.is_empty(), "{} (resp_password_file) holds no password", path.display());
+    ensure!(
+        !password.is_empty(),
+        "{} (resp_password_file) holds no password",
+        path.display()
+    );
     Ok(password.to_owned())
 }
 

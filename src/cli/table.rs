@@ -12,7 +12,10 @@ pub(super) struct Table {
 impl Table {
     pub(super) fn new(header: &[&str]) -> Self {
         let header = header.iter().map(|&cell| cell.to_owned()).collect();
-        Self { rows: vec![header], red_rows: Vec::new() }
+        Self {
+            rows: vec![header],
+            red_rows: Vec::new(),
+        }
     }
 
     /// Adds a row; `is_alert` makes it red on a terminal.
@@ -25,20 +28,34 @@ impl Table {
 
     pub(super) fn print(&self, out: &mut dyn Write) -> io::Result<()> {
         let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
-        let cell = |row: usize, column: usize| self.rows[row].get(column).map_or("", String::as_str);
+        let cell =
+            |row: usize, column: usize| self.rows[row].get(column).map_or("", String::as_str);
         let all = 0..self.rows.len();
         let widths: Vec<usize> = (0..columns)
-            .map(|c| all.clone().map(|r| cell(r, c).chars().count()).max().unwrap_or(0))
+            .map(|c| {
+                all.clone()
+                    .map(|r| cell(r, c).chars().count())
+                    .max()
+                    .unwrap_or(0)
+            })
             .collect();
         let is_number = |text: &str| text.starts_with(|c: char| c.is_ascii_digit());
         let numeric: Vec<bool> = (0..columns)
-            .map(|c| all.clone().skip(1).all(|r| is_number(cell(r, c)) && !cell(r, c).contains(':')))
+            .map(|c| {
+                all.clone()
+                    .skip(1)
+                    .all(|r| is_number(cell(r, c)) && !cell(r, c).contains(':'))
+            })
             .collect();
         let colour = io::stdout().is_terminal();
         for row in all {
             let cells = (0..columns).map(|c| {
                 let (text, width) = (cell(row, c), widths[c]);
-                if numeric[c] { format!("{text:>width$}") } else { format!("{text:<width$}") }
+                if numeric[c] {
+                    format!("{text:>width$}")
+                } else {
+                    format!("{text:<width$}")
+                }
             });
             let line = cells.collect::<Vec<_>>().join("  ");
             let line = line.trim_end();

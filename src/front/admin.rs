@@ -137,13 +137,22 @@ async fn answer(request: AdminRequest, status: &NodeStatus) -> AdminReply {
         AdminRequest::Set { key, value, ttl_ms } => {
             let now = status.env.clock.wall();
             let expires_at = ttl_ms.map(|ms| now.saturating_add(Duration::from_millis(ms)));
-            (key, Action::Set { value: Bytes::from(value), expires_at })
+            (
+                key,
+                Action::Set {
+                    value: Bytes::from(value),
+                    expires_at,
+                },
+            )
         }
     };
     if let Err(error) = check_key(&key) {
         return AdminReply::Error(error.to_string());
     }
-    let request = Request { key: Bytes::from(key), action };
+    let request = Request {
+        key: Bytes::from(key),
+        action,
+    };
     match status.coordinator.run(vec![request]).await.pop() {
         Some(Outcome::Value(value)) => {
             AdminReply::Value(value.map(|value| serde_bytes::ByteBuf::from(value.to_vec())))
@@ -167,7 +176,10 @@ fn decode<T: DeserializeOwned>(body: &[u8]) -> io::Result<T> {
 fn checked_length(length: [u8; LENGTH_BYTES]) -> io::Result<usize> {
     let bytes = usize::try_from(u32::from_le_bytes(length)).unwrap_or(usize::MAX);
     if bytes > MESSAGE_BYTES_MAX {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "an admin message is too long"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "an admin message is too long",
+        ));
     }
     Ok(bytes)
 }

@@ -26,7 +26,9 @@ use crate::node::status::{NodeStatus, RingStatus};
 
 /// The address cannot be used.
 #[derive(Debug, Error)]
-#[error("cannot listen on TCP {addr} (http_listen): {source}; stop what uses it or choose another port")]
+#[error(
+    "cannot listen on TCP {addr} (http_listen): {source}; stop what uses it or choose another port"
+)]
 pub struct HttpError {
     addr: SocketAddr,
     source: std::io::Error,
@@ -44,7 +46,10 @@ pub struct Shown {
 /// Opens the door; it serves until the tasks of the environment end.
 pub async fn serve(listen: SocketAddr, shown: Shown, env: &Env) -> Result<(), HttpError> {
     let bound = TcpListener::bind(listen).await;
-    let listener = bound.map_err(|source| HttpError { addr: listen, source })?;
+    let listener = bound.map_err(|source| HttpError {
+        addr: listen,
+        source,
+    })?;
     let (tasks, shown) = (env.tasks.clone(), Arc::new(shown));
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     env.tasks.spawn(async move {
@@ -58,7 +63,9 @@ pub async fn serve(listen: SocketAddr, shown: Shown, env: &Env) -> Result<(), Ht
                 }
             };
             // One more than there are places is closed at once: monitoring comes again.
-            let Ok(place) = Arc::clone(&places).try_acquire_owned() else { continue };
+            let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+                continue;
+            };
             let shown = Arc::clone(&shown);
             tasks.spawn(async move {
                 serve_one(stream, &shown).await;
@@ -83,14 +90,22 @@ async fn serve_one(stream: TcpStream, shown: &Shown) {
 
 fn answer(request: &Request<Incoming>, shown: &Shown) -> Response<Full<Bytes>> {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        return respond(StatusCode::METHOD_NOT_ALLOWED, TEXT, "this door is read-only\n".to_owned());
+        return respond(
+            StatusCode::METHOD_NOT_ALLOWED,
+            TEXT,
+            "this door is read-only\n".to_owned(),
+        );
     }
     match request.uri().path() {
         "/healthz" => respond(StatusCode::OK, TEXT, "ok\n".to_owned()),
         "/readyz" => ready(&shown.status),
         "/metrics" => match shown.metrics.render(&shown.status) {
             Ok(text) => respond(StatusCode::OK, Metrics::CONTENT_TYPE, text),
-            Err(error) => respond(StatusCode::INTERNAL_SERVER_ERROR, TEXT, format!("{error}\n")),
+            Err(error) => respond(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                TEXT,
+                format!("{error}\n"),
+            ),
         },
         "/" => respond(StatusCode::OK, HTML, page(&shown.status.ring())),
         _ => respond(
@@ -105,11 +120,16 @@ fn answer(request: &Request<Incoming>, shown: &Shown) -> Response<Full<Bytes>> {
 fn ready(status: &NodeStatus) -> Response<Full<Bytes>> {
     let ring = status.ring();
     let need = usize::from(ring.r.max(ring.w));
-    let there = ring.nodes.iter().filter(|node| node.reachable && node.partitions > 0).count();
+    let there = ring
+        .nodes
+        .iter()
+        .filter(|node| node.reachable && node.partitions > 0)
+        .count();
     if there >= need {
         respond(StatusCode::OK, TEXT, "ready\n".to_owned())
     } else {
-        let text = format!("not ready: {there} nodes with data can be reached, {need} are needed\n");
+        let text =
+            format!("not ready: {there} nodes with data can be reached, {need} are needed\n");
         respond(StatusCode::SERVICE_UNAVAILABLE, TEXT, text)
     }
 }
@@ -117,7 +137,9 @@ fn ready(status: &NodeStatus) -> Response<Full<Bytes>> {
 fn respond(status: StatusCode, kind: &'static str, text: String) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from(text)));
     *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static(kind));
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static(kind));
     response
 }
 
@@ -125,7 +147,9 @@ fn page(ring: &RingStatus) -> String {
     let mut rows = String::new();
     for node in &ring.nodes {
         let class = if node.reachable { "up" } else { "down" };
-        let uptime = node.uptime_s.map_or_else(|| "-".to_owned(), |s| format!("{s} s"));
+        let uptime = node
+            .uptime_s
+            .map_or_else(|| "-".to_owned(), |s| format!("{s} s"));
         // Writing to a String cannot fail.
         let _written = write!(
             rows,
@@ -158,7 +182,9 @@ fn page(ring: &RingStatus) -> String {
 }
 
 fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
 }
 
 const TEXT: &str = "text/plain; charset=utf-8";

@@ -6,9 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
-use prometheus_client::encoding::{
-    DescriptorEncoder, EncodeMetric, MetricEncoder, NoLabelSet,
-};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
@@ -38,7 +36,10 @@ impl Metrics {
     /// All metrics as text.
     pub fn render(&self, status: &NodeStatus) -> Result<String, fmt::Error> {
         let mut registry = Registry::with_prefix("quorate");
-        let snapshot = Snapshot { metrics: self.clone(), status: status.clone() };
+        let snapshot = Snapshot {
+            metrics: self.clone(),
+            status: status.clone(),
+        };
         registry.register_collector(Box::new(snapshot));
         let mut text = String::new();
         encode(&mut text, &registry)?;
@@ -64,25 +65,83 @@ impl Collector for Snapshot {
         for (name, help, counter) in [
             ("read_hits", "Reads that found a value", &stats.hits),
             ("read_misses", "Reads that found none", &stats.misses),
-            ("protocol_errors", "Connections closed because RESP was broken", &stats.protocol_errors),
-            ("refused_commands", "Commands that do not exist or were misused", &stats.refused),
-            ("connections_accepted", "RESP connections accepted", &stats.connections_accepted),
-            ("connections_refused", "RESP connections over the limit", &stats.connections_refused),
-            ("read_repairs", "Replicas repaired because a read saw them stale", &coordinator.read_repairs),
-            ("superseded_writes", "Writes stamped anew above a newer one", &coordinator.superseded_writes),
-            ("quorums_not_met", "Requests that did not meet their quorum", &coordinator.quorums_not_met),
-            ("hedged_reads", "Reads that asked another replica as well", &coordinator.hedged_reads),
-            ("peer_connections_refused", "Peers refused", &net.refused_connections),
-            ("peer_malformed_frames", "Peer connections closed for a malformed frame", &net.malformed_frames),
-            ("peer_busy_calls", "Calls refused because a queue was full", &net.busy_calls),
-            ("gossip_dropped", "Gossip messages dropped for want of a connection or a place", &net.dropped_gossip),
+            (
+                "protocol_errors",
+                "Connections closed because RESP was broken",
+                &stats.protocol_errors,
+            ),
+            (
+                "refused_commands",
+                "Commands that do not exist or were misused",
+                &stats.refused,
+            ),
+            (
+                "connections_accepted",
+                "RESP connections accepted",
+                &stats.connections_accepted,
+            ),
+            (
+                "connections_refused",
+                "RESP connections over the limit",
+                &stats.connections_refused,
+            ),
+            (
+                "read_repairs",
+                "Replicas repaired because a read saw them stale",
+                &coordinator.read_repairs,
+            ),
+            (
+                "superseded_writes",
+                "Writes stamped anew above a newer one",
+                &coordinator.superseded_writes,
+            ),
+            (
+                "quorums_not_met",
+                "Requests that did not meet their quorum",
+                &coordinator.quorums_not_met,
+            ),
+            (
+                "hedged_reads",
+                "Reads that asked another replica as well",
+                &coordinator.hedged_reads,
+            ),
+            (
+                "peer_connections_refused",
+                "Peers refused",
+                &net.refused_connections,
+            ),
+            (
+                "peer_malformed_frames",
+                "Peer connections closed for a malformed frame",
+                &net.malformed_frames,
+            ),
+            (
+                "peer_busy_calls",
+                "Calls refused because a queue was full",
+                &net.busy_calls,
+            ),
+            (
+                "gossip_dropped",
+                "Gossip messages dropped for want of a connection or a place",
+                &net.dropped_gossip,
+            ),
         ] {
             count(out, name, help, load(counter))?;
         }
         let drift = self.metrics.replica.drift_refusals();
-        count(out, "clock_drift_refusals", "Writes refused because their clock was too far ahead", drift)?;
+        count(
+            out,
+            "clock_drift_refusals",
+            "Writes refused because their clock was too far ahead",
+            drift,
+        )?;
         let refused = self.status.membership.refused_messages();
-        count(out, "gossip_refused", "Gossip messages that were not believed", refused)
+        count(
+            out,
+            "gossip_refused",
+            "Gossip messages that were not believed",
+            refused,
+        )
     }
 }
 
@@ -108,22 +167,46 @@ impl Snapshot {
         let buckets: Vec<(f64, u64)> = bounds.zip(counts).collect();
         let sum = seconds(stats.seconds.sum_us());
         histogram.encode_histogram::<NoLabelSet>(sum, counts.iter().sum(), &buckets, None)?;
-        gauge(out, "connections_open", "RESP connections open now", load(&stats.connections_open))
+        gauge(
+            out,
+            "connections_open",
+            "RESP connections open now",
+            load(&stats.connections_open),
+        )
     }
 
     fn store(&self, out: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let store = &self.status.store;
         gauge(out, "store_keys", "Values held", store.keys())?;
-        gauge(out, "store_tombstones", "Tombstones held", store.tombstones())?;
-        gauge(out, "store_bytes", "Bytes of records: headers, keys and values", store.bytes())?;
-        gauge(out, "uptime_seconds", "Seconds since the node started", self.status.uptime_s())
+        gauge(
+            out,
+            "store_tombstones",
+            "Tombstones held",
+            store.tombstones(),
+        )?;
+        gauge(
+            out,
+            "store_bytes",
+            "Bytes of records: headers, keys and values",
+            store.bytes(),
+        )?;
+        gauge(
+            out,
+            "uptime_seconds",
+            "Seconds since the node started",
+            self.status.uptime_s(),
+        )
     }
 
     fn peers(&self, out: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let view = self.status.coordinator.view();
         let help = "Whether this node can reach a peer";
         let mut family = out.encode_descriptor("peer_reachable", help, None, MetricType::Gauge)?;
-        for member in view.members().iter().filter(|m| m.id != self.status.self_id) {
+        for member in view
+            .members()
+            .iter()
+            .filter(|m| m.id != self.status.self_id)
+        {
             let labels = [("peer", member.id.as_str())];
             let reachable = ConstGauge::new(u64::from(member.reachable));
             reachable.encode(family.encode_family(&labels)?)?;
@@ -136,7 +219,8 @@ impl Snapshot {
 
 fn count(out: &mut DescriptorEncoder<'_>, name: &str, help: &str, counted: u64) -> fmt::Result {
     let counter = ConstCounter::new(counted);
-    let encoder: MetricEncoder<'_> = out.encode_descriptor(name, help, None, MetricType::Counter)?;
+    let encoder: MetricEncoder<'_> =
+        out.encode_descriptor(name, help, None, MetricType::Counter)?;
     counter.encode(encoder)
 }
 

@@ -116,13 +116,25 @@ impl NodeStatus {
         self.env.clock.wall().0.saturating_sub(self.started_at.0) / 1_000
     }
 
-    /// Keys in the whole ring: what all nodes hold, divided by the copies kept.
+    /// Keys in the whole ring: exact where this node is home of all, elsewhere what all nodes hold,
+    /// as last gossiped, divided by the copies kept.
     #[must_use]
     pub fn ring_keys(&self) -> u64 {
-        let loads = self.membership.loads();
         let view = self.coordinator.view();
-        let others = view.members().iter().filter(|member| member.id != self.self_id);
-        let theirs = others.filter_map(|m| loads.get(&m.id)).map(|load| load.keys).sum::<u64>();
+        if u32::try_from(view.homes_held(self.self_id.tag()))
+            == Ok(view.params().partitions.count())
+        {
+            return self.store.keys();
+        }
+        let loads = self.membership.loads();
+        let others = view
+            .members()
+            .iter()
+            .filter(|member| member.id != self.self_id);
+        let theirs = others
+            .filter_map(|m| loads.get(&m.id))
+            .map(|load| load.keys)
+            .sum::<u64>();
         let copies = view.homes(PartitionId(0)).len().max(1) as u64;
         (self.store.keys() + theirs + copies / 2) / copies
     }
@@ -174,13 +186,24 @@ impl NodeStatus {
     #[must_use]
     pub fn owners(&self, key: &str) -> KeyOwners {
         let view = self.coordinator.view();
-        let partition = view.params().partitions.of(self.hasher.hash(key.as_bytes()));
+        let partition = view
+            .params()
+            .partitions
+            .of(self.hasher.hash(key.as_bytes()));
         let name = |tag| view.member(tag).map(|member| member.id.to_string());
         KeyOwners {
             key: key.to_owned(),
             partition: partition.0,
-            homes: view.homes(partition).iter().filter_map(|&tag| name(tag)).collect(),
-            stand_ins: view.stand_ins(partition).into_iter().filter_map(name).collect(),
+            homes: view
+                .homes(partition)
+                .iter()
+                .filter_map(|&tag| name(tag))
+                .collect(),
+            stand_ins: view
+                .stand_ins(partition)
+                .into_iter()
+                .filter_map(name)
+                .collect(),
         }
     }
 }

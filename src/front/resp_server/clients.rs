@@ -48,15 +48,23 @@ impl Clients {
             protocol: Protocol::Resp2,
             in_transaction: None,
         };
-        let client =
-            Arc::new(Client { id, peer, local, since: now, details: Mutex::new(details) });
+        let client = Arc::new(Client {
+            id,
+            peer,
+            local,
+            since: now,
+            details: Mutex::new(details),
+        });
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         open.insert(id, Arc::clone(&client));
         client
     }
 
     pub(super) fn forget(&self, client: &Client) {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&client.id);
+        self.open
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&client.id);
     }
 
     pub(super) fn list(&self, now: Millis) -> String {
@@ -104,7 +112,9 @@ impl Client {
         let details = self.details().clone();
         let mut line = String::new();
         let seconds = |since: Millis| now.0.saturating_sub(since.0) / 1_000;
-        let multi = details.in_transaction.map_or(-1, |n| i64::try_from(n).unwrap_or(i64::MAX));
+        let multi = details
+            .in_transaction
+            .map_or(-1, |n| i64::try_from(n).unwrap_or(i64::MAX));
         let protocol = match details.protocol {
             Protocol::Resp2 => 2,
             Protocol::Resp3 => 3,
@@ -121,7 +131,11 @@ impl Client {
             details.name,
             seconds(self.since),
             seconds(details.last_at),
-            if details.in_transaction.is_some() { "x" } else { "N" },
+            if details.in_transaction.is_some() {
+                "x"
+            } else {
+                "N"
+            },
             details.last_command,
             details.library,
             details.library_version,

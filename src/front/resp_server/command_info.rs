@@ -11,7 +11,9 @@ pub(super) fn answer(query: CommandQuery<'_>, reply: &mut Encoder<'_>) {
         CommandQuery::Count => reply.integer(i64::try_from(commands().len()).unwrap_or(i64::MAX)),
         CommandQuery::List => {
             reply.array(commands().len());
-            commands().iter().for_each(|facts| reply.bulk(facts.name.as_bytes()));
+            commands()
+                .iter()
+                .for_each(|facts| reply.bulk(facts.name.as_bytes()));
         }
         CommandQuery::Info(names) if names.is_empty() => answer(CommandQuery::All, reply),
         CommandQuery::Info(names) => {
@@ -54,7 +56,10 @@ fn encode(facts: &CommandFacts, reply: &mut Encoder<'_>) {
     reply.integer(i64::from(facts.last_key));
     reply.integer(i64::from(facts.key_step));
     reply.set(facts.categories.len());
-    facts.categories.iter().for_each(|category| reply.simple(category));
+    facts
+        .categories
+        .iter()
+        .for_each(|category| reply.simple(category));
     (0..3).for_each(|_| reply.array(0));
 }
 

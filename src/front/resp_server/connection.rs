@@ -37,7 +37,12 @@ impl<'a> Connection<'a> {
             shared,
             parser: Parser::new(shared.config.limits()),
             input: Vec::new(),
-            executor: Executor { shared, session, plan: Plan::default(), output: Vec::new() },
+            executor: Executor {
+                shared,
+                session,
+                plan: Plan::default(),
+                output: Vec::new(),
+            },
         }
     }
 
@@ -51,7 +56,10 @@ impl<'a> Connection<'a> {
         drop(stream.shutdown().await);
     }
 
-    async fn serve(&mut self, stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> io::Result<()> {
+    async fn serve(
+        &mut self,
+        stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
+    ) -> io::Result<()> {
         let mut next = Next::Go;
         while next == Next::Go && self.read(stream).await? {
             next = self.process(stream).await?;
@@ -68,10 +76,17 @@ impl<'a> Connection<'a> {
         }
         // As much again as there was: a large value arrives in a few large reads, and an idle
         // connection costs little.
-        let room = self.input.capacity().clamp(READ_BYTES_MIN, BUFFER_BYTES_KEPT);
+        let room = self
+            .input
+            .capacity()
+            .clamp(READ_BYTES_MIN, BUFFER_BYTES_KEPT);
         self.input.reserve(room);
         let config = &self.shared.config;
-        let wait_max = if self.input.is_empty() { config.idle_max } else { config.unfinished_max };
+        let wait_max = if self.input.is_empty() {
+            config.idle_max
+        } else {
+            config.unfinished_max
+        };
         if wait_max.is_zero() {
             return Ok(stream.read_buf(&mut self.input).await? > 0);
         }
@@ -86,7 +101,12 @@ impl<'a> Connection<'a> {
 
     /// Carries out all whole commands of the input.
     async fn process(&mut self, stream: &mut (impl AsyncWrite + Unpin)) -> io::Result<Next> {
-        let Self { shared, parser, input, executor } = self;
+        let Self {
+            shared,
+            parser,
+            input,
+            executor,
+        } = self;
         let started = shared.env.clock.monotonic();
         let (mut commands, mut at, mut next) = (0, 0, Next::Go);
         while next == Next::Go {
@@ -122,7 +142,11 @@ impl<'a> Connection<'a> {
         executor.flush().await;
         input.drain(..at.min(input.len()));
         if commands > 0 {
-            let took = shared.env.clock.monotonic().saturating_duration_since(started);
+            let took = shared
+                .env
+                .clock
+                .monotonic()
+                .saturating_duration_since(started);
             shared.stats.seconds.record(took, commands);
         }
         Ok(next)
@@ -131,11 +155,7 @@ impl<'a> Connection<'a> {
 
 impl Executor<'_> {
     /// One command: carried out, queued for a transaction, or refused.
-    async fn take(
-        &mut self,
-        command: Result<Command<'_>, CommandError>,
-        request: &[u8],
-    ) -> Next {
+    async fn take(&mut self, command: Result<Command<'_>, CommandError>, request: &[u8]) -> Next {
         if command.is_err() {
             self.shared.stats.refused.fetch_add(1, Ordering::Relaxed);
         }
@@ -178,7 +198,8 @@ impl Executor<'_> {
                 // In the order of the commands: what came before is answered before.
                 self.flush().await;
                 self.shared.stats.count(kind, true);
-                self.session.perform(kind, command, self.shared, &mut self.output)
+                self.session
+                    .perform(kind, command, self.shared, &mut self.output)
             }
         }
     }
@@ -219,7 +240,14 @@ impl Executor<'_> {
         }
         let now = self.shared.env.clock.wall();
         let mut reply = Encoder::new(&mut self.output, self.session.protocol());
-        self.plan.run(&self.shared.coordinator, now, &self.shared.stats, &mut reply).await;
+        self.plan
+            .run(
+                &self.shared.coordinator,
+                now,
+                &self.shared.stats,
+                &mut reply,
+            )
+            .await;
     }
 
     fn reply(&mut self) -> Encoder<'_> {

@@ -13,7 +13,11 @@ pub(super) const REDIS_VERSION: &str = "7.2.4";
 /// `everything` is.
 pub(super) fn text(shared: &Shared, wanted: &[&[u8]]) -> String {
     let is_wanted = |(name, by_default, _): &&Section| {
-        let asked = |word: &str| wanted.iter().any(|w| w.eq_ignore_ascii_case(word.as_bytes()));
+        let asked = |word: &str| {
+            wanted
+                .iter()
+                .any(|w| w.eq_ignore_ascii_case(word.as_bytes()))
+        };
         asked(name)
             || asked("all")
             || asked("everything")
@@ -46,7 +50,10 @@ pub(super) fn config(shared: &Shared, patterns: Args<'_>) -> Vec<(&'static str, 
     ];
     let patterns: Vec<Vec<u8>> = patterns.iter().map(<[u8]>::to_ascii_lowercase).collect();
     let is_wanted = |name: &str| patterns.iter().any(|p| matches_glob(p, name.as_bytes()));
-    known.into_iter().filter(|(name, _)| is_wanted(name)).collect()
+    known
+        .into_iter()
+        .filter(|(name, _)| is_wanted(name))
+        .collect()
 }
 
 type Section = (&'static str, bool, fn(&Shared, &mut String));
@@ -75,18 +82,35 @@ fn server(shared: &Shared, text: &mut String) {
     let uptime = shared.facts.local().uptime_s;
     line!(text, "redis_version:{REDIS_VERSION}");
     line!(text, "redis_mode:standalone");
-    line!(text, "os:{} {}", std::env::consts::OS, std::env::consts::ARCH);
+    line!(
+        text,
+        "os:{} {}",
+        std::env::consts::OS,
+        std::env::consts::ARCH
+    );
     line!(text, "arch_bits:{}", usize::BITS);
     line!(text, "process_id:{}", std::process::id());
-    line!(text, "tcp_port:{}", shared.config.listen.map_or(0, |addr| addr.port()));
-    line!(text, "server_time_usec:{}", shared.env.clock.wall().0.saturating_mul(1_000));
+    line!(
+        text,
+        "tcp_port:{}",
+        shared.config.listen.map_or(0, |addr| addr.port())
+    );
+    line!(
+        text,
+        "server_time_usec:{}",
+        shared.env.clock.wall().0.saturating_mul(1_000)
+    );
     line!(text, "uptime_in_seconds:{uptime}");
     line!(text, "uptime_in_days:{}", uptime / 86_400);
     line!(text, "executable:quorate");
 }
 
 fn clients(shared: &Shared, text: &mut String) {
-    line!(text, "connected_clients:{}", load(&shared.stats.connections_open));
+    line!(
+        text,
+        "connected_clients:{}",
+        load(&shared.stats.connections_open)
+    );
     line!(text, "maxclients:{}", shared.config.connections_max);
     line!(text, "blocked_clients:0");
 }
@@ -109,9 +133,17 @@ fn persistence(_: &Shared, text: &mut String) {
 
 fn stats(shared: &Shared, text: &mut String) {
     let stats = &shared.stats;
-    line!(text, "total_connections_received:{}", load(&stats.connections_accepted));
+    line!(
+        text,
+        "total_connections_received:{}",
+        load(&stats.connections_accepted)
+    );
     line!(text, "total_commands_processed:{}", stats.commands());
-    line!(text, "rejected_connections:{}", load(&stats.connections_refused));
+    line!(
+        text,
+        "rejected_connections:{}",
+        load(&stats.connections_refused)
+    );
     line!(text, "keyspace_hits:{}", load(&stats.hits));
     line!(text, "keyspace_misses:{}", load(&stats.misses));
     line!(text, "evicted_keys:0");
@@ -130,7 +162,10 @@ fn command_stats(shared: &Shared, text: &mut String) {
         let (answered, failed) = shared.stats.of(kind);
         if answered + failed > 0 {
             let (name, calls) = (kind.name(), answered + failed);
-            line!(text, "cmdstat_{name}:calls={calls},rejected_calls=0,failed_calls={failed}");
+            line!(
+                text,
+                "cmdstat_{name}:calls={calls},rejected_calls=0,failed_calls={failed}"
+            );
         }
     }
 }
@@ -167,12 +202,20 @@ fn quorate(shared: &Shared, text: &mut String) {
     line!(text, "partitions:{}", view.params().partitions.count());
     line!(text, "ring_version:{:016x}", view.version());
     line!(text, "members:{}", view.members().len());
-    line!(text, "members_reachable:{}", view.members().iter().filter(|m| m.reachable).count());
+    line!(
+        text,
+        "members_reachable:{}",
+        view.members().iter().filter(|m| m.reachable).count()
+    );
     line!(text, "local_keys:{}", facts.keys);
     line!(text, "local_tombstones:{}", facts.tombstones);
     line!(text, "local_bytes:{}", facts.bytes);
     line!(text, "read_repairs:{}", load(&counted.read_repairs));
-    line!(text, "superseded_writes:{}", load(&counted.superseded_writes));
+    line!(
+        text,
+        "superseded_writes:{}",
+        load(&counted.superseded_writes)
+    );
     line!(text, "quorums_not_met:{}", load(&counted.quorums_not_met));
 }
 
@@ -210,7 +253,11 @@ mod tests {
             ("*memory*", "maxmemory-policy", true),
             ("", "save", false),
         ] {
-            assert_eq!(matches_glob(pattern.as_bytes(), name.as_bytes()), matches, "{pattern}");
+            assert_eq!(
+                matches_glob(pattern.as_bytes(), name.as_bytes()),
+                matches,
+                "{pattern}"
+            );
         }
     }
 }

@@ -27,10 +27,10 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, warn};
 
-use super::unix::bind_unix;
 use self::clients::Clients;
 use self::connection::Connection;
 pub use self::stats::{BOUNDS_US, Latencies, RespStats};
+use super::unix::bind_unix;
 use crate::env::Env;
 use crate::node::coordinator::Coordinator;
 use crate::resp::Limits;
@@ -140,13 +140,16 @@ impl RespServer {
             }
             None => None,
         };
-        let unix = match &config.socket {
-            Some(path) => Some(
-                bind_unix(path, SOCKET_MODE)
-                    .map_err(|source| RespServerError::Socket { path: path.clone(), source })?,
-            ),
-            None => None,
-        };
+        let unix =
+            match &config.socket {
+                Some(path) => Some(bind_unix(path, SOCKET_MODE).map_err(|source| {
+                    RespServerError::Socket {
+                        path: path.clone(),
+                        source,
+                    }
+                })?),
+                None => None,
+            };
         let shared = Arc::new(Shared {
             config,
             env: env.clone(),
@@ -200,12 +203,16 @@ impl Shared {
             if let Err(error) = stream.set_nodelay(true) {
                 debug!(%error, "cannot set TCP_NODELAY");
             }
-            let local = listener.local_addr().map_or_else(|_| String::new(), |a| a.to_string());
+            let local = listener
+                .local_addr()
+                .map_or_else(|_| String::new(), |a| a.to_string());
             let shared = Arc::clone(&self);
             match tls.clone() {
                 None => self.serve(stream, peer.to_string(), local).await,
                 Some(tls) => self.env.tasks.spawn(async move {
-                    shared.serve_tls(&tls, stream, peer.to_string(), local).await;
+                    shared
+                        .serve_tls(&tls, stream, peer.to_string(), local)
+                        .await;
                 }),
             }
         }
@@ -226,13 +233,18 @@ impl Shared {
     }
 
     async fn accept_unix(self: Arc<Self>, listener: UnixListener) {
-        let path = self.config.socket.as_ref().map(|path| path.display().to_string());
+        let path = self
+            .config
+            .socket
+            .as_ref()
+            .map(|path| path.display().to_string());
         let path = path.unwrap_or_default();
         loop {
             match listener.accept().await {
                 Ok((stream, _)) => {
                     let stream: UnixStream = stream;
-                    self.serve(stream, format!("{path}:0"), format!("{path}:0")).await;
+                    self.serve(stream, format!("{path}:0"), format!("{path}:0"))
+                        .await;
                 }
                 Err(error) => on_accept_error(&error).await,
             }
@@ -256,8 +268,13 @@ impl Shared {
         }
         let shared = Arc::clone(self);
         self.env.tasks.spawn(async move {
-            let client = shared.clients.register(peer, local, shared.env.clock.wall());
-            let open = OpenConnection { shared: &shared, client: Arc::clone(&client) };
+            let client = shared
+                .clients
+                .register(peer, local, shared.env.clock.wall());
+            let open = OpenConnection {
+                shared: &shared,
+                client: Arc::clone(&client),
+            };
             Connection::new(&shared, client).run(stream).await;
             drop(open);
         });
@@ -273,13 +290,18 @@ struct OpenConnection<'a> {
 impl Drop for OpenConnection<'_> {
     fn drop(&mut self) {
         self.shared.clients.forget(&self.client);
-        self.shared.stats.connections_open.fetch_sub(1, Ordering::Relaxed);
+        self.shared
+            .stats
+            .connections_open
+            .fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 impl fmt::Debug for Shared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RespServer").field("config", &self.config).finish_non_exhaustive()
+        f.debug_struct("RespServer")
+            .field("config", &self.config)
+            .finish_non_exhaustive()
     }
 }
 

@@ -32,15 +32,24 @@ struct Step {
 enum Verb {
     Get,
     Look,
-    Set { value: Range<usize>, expires_at: Option<Millis> },
+    Set {
+        value: Range<usize>,
+        expires_at: Option<Millis>,
+    },
     Delete,
-    Expire { at: Option<Millis> },
+    Expire {
+        at: Option<Millis>,
+    },
 }
 
 /// One reply to come.
 #[derive(Debug)]
 enum Planned {
-    Command { kind: CommandKind, shape: Shape, steps: Range<usize> },
+    Command {
+        kind: CommandKind,
+        shape: Shape,
+        steps: Range<usize>,
+    },
     Error(String),
 }
 
@@ -82,19 +91,24 @@ impl Plan {
                 self.set(key, value, expires_at)
             }
             DataCommand::MGet { keys } => {
-                keys.iter().for_each(|key| _ = self.step(key, Verb::Get, Shape::Values));
+                keys.iter()
+                    .for_each(|key| _ = self.step(key, Verb::Get, Shape::Values));
                 Shape::Values
             }
             DataCommand::MSet { pairs } => {
-                pairs.iter().for_each(|(key, value)| _ = self.set(key, value, None));
+                pairs
+                    .iter()
+                    .for_each(|(key, value)| _ = self.set(key, value, None));
                 Shape::Ok
             }
             DataCommand::Del { keys } => {
-                keys.iter().for_each(|key| _ = self.step(key, Verb::Delete, Shape::Count));
+                keys.iter()
+                    .for_each(|key| _ = self.step(key, Verb::Delete, Shape::Count));
                 Shape::Count
             }
             DataCommand::Exists { keys } => {
-                keys.iter().for_each(|key| _ = self.step(key, Verb::Look, Shape::Count));
+                keys.iter()
+                    .for_each(|key| _ = self.step(key, Verb::Look, Shape::Count));
                 Shape::Count
             }
             DataCommand::Expire { key, at } => match moment(at, now) {
@@ -127,13 +141,17 @@ impl Plan {
             let action = match step.verb {
                 Verb::Get => Action::Get,
                 Verb::Look => Action::Look,
-                Verb::Set { value, expires_at } => {
-                    Action::Set { value: buffer.slice(value), expires_at }
-                }
+                Verb::Set { value, expires_at } => Action::Set {
+                    value: buffer.slice(value),
+                    expires_at,
+                },
                 Verb::Delete => Action::Delete,
                 Verb::Expire { at } => Action::Expire { at },
             };
-            Request { key: buffer.slice(step.key), action }
+            Request {
+                key: buffer.slice(step.key),
+                action,
+            }
         });
         let outcomes = coordinator.run(requests.collect()).await;
         for planned in self.replies.drain(..) {
@@ -193,13 +211,25 @@ pub(super) fn run_local(
         DataCommand::Set { key, value, expiry } => {
             let expires_at = expiry.map(|expiry| moment(expiry, now));
             let written = local.write(key, Some(value), expires_at);
-            finish_local(written.map(|_| Outcome::Written), Shape::Ok, now, stats, reply)
+            finish_local(
+                written.map(|_| Outcome::Written),
+                Shape::Ok,
+                now,
+                stats,
+                reply,
+            )
         }
         DataCommand::MSet { pairs } => {
-            let written = pairs.iter().try_for_each(|(key, value)| {
-                local.write(key, Some(value), None).map(|_| ())
-            });
-            finish_local(written.map(|()| Outcome::Written), Shape::Ok, now, stats, reply)
+            let written = pairs
+                .iter()
+                .try_for_each(|(key, value)| local.write(key, Some(value), None).map(|_| ()));
+            finish_local(
+                written.map(|()| Outcome::Written),
+                Shape::Ok,
+                now,
+                stats,
+                reply,
+            )
         }
         DataCommand::Del { keys } => {
             let deleted: Result<Vec<_>, _> = keys
@@ -212,7 +242,10 @@ pub(super) fn run_local(
             }
         }
         DataCommand::Exists { keys } => {
-            let looked: Vec<_> = keys.iter().map(|key| Outcome::Look(local.look(key))).collect();
+            let looked: Vec<_> = keys
+                .iter()
+                .map(|key| Outcome::Look(local.look(key)))
+                .collect();
             encode(&looked, Shape::Count, now, stats, reply)
         }
         DataCommand::Expire { key, at } => match moment(at, now) {
@@ -225,15 +258,27 @@ pub(super) fn run_local(
         DataCommand::Persist { key } => {
             change_expiry(local, key, None, Shape::Persisted, stats, reply, now)
         }
-        DataCommand::Ttl { key, form } => {
-            encode(&[Outcome::Look(local.look(key))], Shape::Ttl(form), now, stats, reply)
-        }
-        DataCommand::Type { key } => {
-            encode(&[Outcome::Look(local.look(key))], Shape::Type, now, stats, reply)
-        }
-        DataCommand::StrLen { key } => {
-            encode(&[Outcome::Look(local.look(key))], Shape::Length, now, stats, reply)
-        }
+        DataCommand::Ttl { key, form } => encode(
+            &[Outcome::Look(local.look(key))],
+            Shape::Ttl(form),
+            now,
+            stats,
+            reply,
+        ),
+        DataCommand::Type { key } => encode(
+            &[Outcome::Look(local.look(key))],
+            Shape::Type,
+            now,
+            stats,
+            reply,
+        ),
+        DataCommand::StrLen { key } => encode(
+            &[Outcome::Look(local.look(key))],
+            Shape::Length,
+            now,
+            stats,
+            reply,
+        ),
     }
 }
 
@@ -246,10 +291,12 @@ fn change_expiry(
     reply: &mut Encoder<'_>,
     now: Millis,
 ) -> bool {
-    let changed = local.change_expiry(key, at).map(|(held, before)| Outcome::Expiry {
-        existed: held.is_some_and(|summary| summary.value_bytes.is_some()),
-        had_end: before.is_some(),
-    });
+    let changed = local
+        .change_expiry(key, at)
+        .map(|(held, before)| Outcome::Expiry {
+            existed: held.is_some_and(|summary| summary.value_bytes.is_some()),
+            had_end: before.is_some(),
+        });
     finish_local(changed, shape, now, stats, reply)
 }
 
@@ -262,7 +309,11 @@ fn finish_local(
 ) -> bool {
     let outcome = outcome.unwrap_or_else(|refusal| {
         let refusal = Some(refusal);
-        Outcome::Failed(RequestError::Write(crate::protocol::QuorumNotMet { need: 1, got: 0, refusal }))
+        Outcome::Failed(RequestError::Write(crate::protocol::QuorumNotMet {
+            need: 1,
+            got: 0,
+            refusal,
+        }))
     });
     encode(&[outcome], shape, now, stats, reply)
 }
@@ -284,10 +335,14 @@ fn encode(
         return false;
     }
     match shape {
-        Shape::Value => outcomes.iter().for_each(|outcome| encode_value(outcome, stats, reply)),
+        Shape::Value => outcomes
+            .iter()
+            .for_each(|outcome| encode_value(outcome, stats, reply)),
         Shape::Values => {
             reply.array(outcomes.len());
-            outcomes.iter().for_each(|outcome| encode_value(outcome, stats, reply));
+            outcomes
+                .iter()
+                .for_each(|outcome| encode_value(outcome, stats, reply));
         }
         Shape::Ok => reply.simple("OK"),
         Shape::Count => {
@@ -295,14 +350,25 @@ fn encode(
             reply.integer(i64::try_from(counted).unwrap_or(i64::MAX));
         }
         Shape::Persisted => {
-            let is_persisted =
-                matches!(outcomes, [Outcome::Expiry { existed: true, had_end: true }]);
+            let is_persisted = matches!(
+                outcomes,
+                [Outcome::Expiry {
+                    existed: true,
+                    had_end: true
+                }]
+            );
             reply.integer(i64::from(is_persisted));
         }
         Shape::Ttl(form) => reply.integer(ttl(looked(outcomes), form, now)),
-        Shape::Type => reply.simple(if looked(outcomes).is_some() { "string" } else { "none" }),
+        Shape::Type => reply.simple(if looked(outcomes).is_some() {
+            "string"
+        } else {
+            "none"
+        }),
         Shape::Length => {
-            let length = looked(outcomes).and_then(|summary| summary.value_bytes).unwrap_or(0);
+            let length = looked(outcomes)
+                .and_then(|summary| summary.value_bytes)
+                .unwrap_or(0);
             reply.integer(i64::try_from(length).unwrap_or(i64::MAX));
         }
     }
@@ -343,7 +409,9 @@ const fn looked(outcomes: &[Outcome]) -> Option<Summary> {
 /// As Redis: -2 without a value, -1 without an end; seconds are rounded to the nearest.
 fn ttl(held: Option<Summary>, form: TtlForm, now: Millis) -> i64 {
     let Some(summary) = held else { return -2 };
-    let Some(Millis(at)) = summary.expires_at else { return -1 };
+    let Some(Millis(at)) = summary.expires_at else {
+        return -1;
+    };
     let answer = match form {
         TtlForm::Seconds => (at.saturating_sub(now.0) + 500) / 1_000,
         TtlForm::Millis => at.saturating_sub(now.0),

@@ -47,7 +47,12 @@ pub(super) struct Session {
 
 impl Session {
     pub(super) const fn new(client: Arc<Client>, is_logged_in: bool) -> Self {
-        Self { client, protocol: Protocol::Resp2, is_logged_in, queue: None }
+        Self {
+            client,
+            protocol: Protocol::Resp2,
+            is_logged_in,
+            queue: None,
+        }
     }
 
     pub(super) const fn protocol(&self) -> Protocol {
@@ -96,7 +101,9 @@ impl Session {
             }
             (Ok(_), Some(queue)) if queue.requests.len() + request.len() > queue_bytes_max => {
                 queue.spoilt = true;
-                Step::Refuse(format!("TOOBIG a transaction has at most {queue_bytes_max} bytes"))
+                Step::Refuse(format!(
+                    "TOOBIG a transaction has at most {queue_bytes_max} bytes"
+                ))
             }
             (Ok(_), Some(queue)) => {
                 queue.requests.extend_from_slice(request);
@@ -122,7 +129,11 @@ impl Session {
         output: &mut Vec<u8>,
     ) -> Next {
         let now = shared.env.clock.wall();
-        self.client.note(kind.name(), self.queue.as_ref().map(|queue| queue.commands), now);
+        self.client.note(
+            kind.name(),
+            self.queue.as_ref().map(|queue| queue.commands),
+            now,
+        );
         let mut reply = Encoder::new(output, self.protocol);
         match command {
             ConnectionCommand::Ping(None) => reply.simple("PONG"),
@@ -137,11 +148,16 @@ impl Session {
             }
             ConnectionCommand::Select(0) => reply.simple("OK"),
             ConnectionCommand::Select(_) => reply.error("ERR DB index is out of range"),
-            ConnectionCommand::Auth { user, password } => match self.log_in(user, password, shared) {
+            ConnectionCommand::Auth { user, password } => match self.log_in(user, password, shared)
+            {
                 Ok(()) => reply.simple("OK"),
                 Err(text) => reply.error(text),
             },
-            ConnectionCommand::Hello { version, auth, setname } => {
+            ConnectionCommand::Hello {
+                version,
+                auth,
+                setname,
+            } => {
                 self.hello(version, auth, setname, shared, output);
             }
             ConnectionCommand::Client(command) => self.client(&command, shared, &mut reply),
@@ -236,14 +252,16 @@ impl Session {
         self.client.set_protocol(self.protocol);
         let mut reply = Encoder::new(output, self.protocol);
         reply.map(7);
-        for (field, value) in
-            [("server", "redis"), ("version", info::REDIS_VERSION)]
-        {
+        for (field, value) in [("server", "redis"), ("version", info::REDIS_VERSION)] {
             reply.bulk(field.as_bytes());
             reply.bulk(value.as_bytes());
         }
         reply.bulk(b"proto");
-        reply.integer(if self.protocol == Protocol::Resp3 { 3 } else { 2 });
+        reply.integer(if self.protocol == Protocol::Resp3 {
+            3
+        } else {
+            2
+        });
         reply.bulk(b"id");
         reply.integer(i64::try_from(self.client.id).unwrap_or(i64::MAX));
         for (field, value) in [("mode", "standalone"), ("role", "master")] {
@@ -307,7 +325,10 @@ fn is_open_to_all(command: &Command<'_>) -> bool {
 
 /// Compares without telling by its time how much was right.
 fn same(given: &[u8], expected: &[u8]) -> bool {
-    let differences = given.iter().zip(expected).fold(0, |sum, (a, b)| sum | (a ^ b));
+    let differences = given
+        .iter()
+        .zip(expected)
+        .fold(0, |sum, (a, b)| sum | (a ^ b));
     given.len() == expected.len() && differences == 0
 }
 
@@ -317,8 +338,7 @@ const NO_PASSWORD_SET: &str = "ERR AUTH <password> called without any password c
 const HELLO_WITHOUT_AUTH: &str = "NOAUTH HELLO must be called with the client already \
     authenticated, otherwise the HELLO <proto> AUTH <user> <pass> option can be used to \
     authenticate the client and select the RESP protocol version at the same time";
-const BAD_NAME: &str =
-    "ERR Client names cannot contain spaces, newlines or special characters.";
+const BAD_NAME: &str = "ERR Client names cannot contain spaces, newlines or special characters.";
 const CLIENT_HELP: &[&str] = &[
     "CLIENT <subcommand> [<arg> [value] [opt] ...]. Subcommands are:",
     "GETNAME",

@@ -80,7 +80,8 @@ impl Latencies {
         let us = u64::try_from(each.as_micros()).unwrap_or(u64::MAX);
         let bucket = BOUNDS_US.partition_point(|&bound| bound < us);
         self.buckets[bucket].fetch_add(requests, Ordering::Relaxed);
-        self.sum_us.fetch_add(us.saturating_mul(requests), Ordering::Relaxed);
+        self.sum_us
+            .fetch_add(us.saturating_mul(requests), Ordering::Relaxed);
     }
 
     /// The counts, bucket by bucket, not cumulated; the last one has no upper bound.

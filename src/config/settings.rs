@@ -1,0 +1,240 @@
+//! The table of all keys, and the settings that come of it.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::check::{self, Finding};
+use super::problem::{ConfigErrors, Problem, Warning};
+use super::render;
+use super::source::{Given, Sources};
+use super::table::{Check, Key, Section, is_default, read, settings};
+use super::units::ByteSize;
+use super::value::{HostPort, Replies, Role, Value};
+use crate::model::{NodeId, Quorum};
+
+settings! {
+    /// All settings of one node, checked: only [`Settings::load`] makes them.
+    ///
+    /// Fields that mean something only together with others are private; ask the methods.
+    struct Settings;
+
+    "Who this node is" {
+        /// The name of the cluster: 1 to 63 of a-z A-Z 0-9 . _ -. Nodes whose certificates name
+        /// another cluster are refused.
+        pub cluster: String = "quorate", like "shop", check check::name;
+
+        /// The name of this node, unique in the cluster and the same after a restart. Required:
+        /// nothing is guessed, because a node that changes its name is another node.
+        pub node: NodeId = "", like "cache-1";
+
+        /// The zone (rack, data hall, availability zone) this node stands in. Copies of a key are
+        /// kept in distinct zones where there are enough. Empty: no zones.
+        pub zone: String = "", like "zone-a", check check::name_or_empty;
+
+        /// The share of the data this node takes, relative to the other nodes.
+        pub weight: u32 = 1, like 2, within 1 to 1000;
+
+        /// "member": holds its share of the data. "proxy": coordinates requests, holds no data.
+        pub role: Role = "member", like "proxy";
+    }
+
+    "Files" {
+        /// The directory for what this node must remember, above all the member table. Made when
+        /// it is missing; two nodes cannot share one.
+        pub data_dir: PathBuf = "/var/lib/quorate", like "/var/lib/quorate";
+
+        /// The certificate of the cluster's own authority, PEM. Required. `quorate certs init`
+        /// makes one.
+        pub ca_file: PathBuf = "", like "/etc/quorate/ca.crt";
+
+        /// The certificate of this node, PEM. Required. `quorate certs issue` makes one.
+        pub cert_file: PathBuf = "", like "/etc/quorate/node.crt";
+
+        /// The private key that belongs to the certificate, PEM, readable by its owner only.
+        /// Required.
+        pub key_file: PathBuf = "", like "/etc/quorate/node.key";
+    }
+
+    "Copies and quorums" {
+        /// How many copies of each key the cluster keeps. The same on every node.
+        n: u8 = 3, like 5, within 1 to 16;
+
+        /// How many replicas must answer a read, 1 to n. Where r + w is more than n, a read sees
+        /// every acknowledged write.
+        r: Replies = "majority", like 2;
+
+        /// How many replicas must acknowledge a write, 1 to n.
+        w: Replies = "majority", like 2;
+
+        /// Into how many slices the keys are cut: a power of two, the same on every node, fixed
+        /// when a cluster is born.
+        pub partitions: u32 = 4096, like 1024, within 1 to 32768, check check::power_of_two;
+    }
+
+    "Redis clients (RESP)" {
+        /// Where Redis clients connect over TCP; empty turns it off. An address that other
+        /// machines can reach needs a password and TLS (protected mode).
+        pub resp_listen: Option<SocketAddr> = "127.0.0.1:7379", like "127.0.0.1:6379";
+
+        /// A Unix socket for Redis clients of this machine; empty turns it off.
+        pub resp_socket: Option<PathBuf> = "", like "/run/quorate/resp.sock";
+
+        /// A file whose first line is the password that clients must give (AUTH or HELLO). Empty:
+        /// no password. The password itself never stands in a configuration.
+        pub resp_password_file: Option<PathBuf> = "", like "/etc/quorate/resp.password";
+
+        /// The certificate chain for TLS on `resp_listen`, PEM. Empty: no TLS.
+        resp_tls_cert: Option<PathBuf> = "", like "/etc/quorate/resp.crt";
+
+        /// The private key that belongs to `resp_tls_cert`, PEM.
+        resp_tls_key: Option<PathBuf> = "", like "/etc/quorate/resp.key";
+
+        /// How many Redis clients may be connected at once; the next one is told so and closed.
+        pub connections_max: u32 = 10000, like 50000, within 1 to 1000000;
+
+        /// A client that sends nothing for this long is closed. "0s": never.
+        client_timeout: Duration = "0s", like "5m", within "0s" to "30d";
+
+        /// A client that leaves a command unfinished for this long is closed.
+        pub unfinished_timeout: Duration = "60s", like "10s", within "100ms" to "1h";
+    }
+
+    "Other nodes and tools" {
+        /// The UDP address for everything between nodes: gossip, requests, native clients.
+        pub quic_listen: SocketAddr = "127.0.0.1:7479", like "10.0.0.5:7479";
+
+        /// The address under which other nodes reach `quic_listen`, where it differs, as behind
+        /// address translation or with 0.0.0.0. Empty: `quic_listen`.
+        quic_advertise: Option<SocketAddr> = "", like "10.0.0.5:7479";
+
+        /// Where /healthz, /readyz, /metrics and the ring page are served, read-only; empty turns
+        /// it off.
+        pub http_listen: Option<SocketAddr> = "127.0.0.1:7579", like "0.0.0.0:7579";
+
+        /// The Unix socket for `quorate ring` and the other commands. Empty: admin.sock in
+        /// `data_dir`.
+        admin_socket: Option<PathBuf> = "", like "/run/quorate/admin.sock";
+
+        /// Other nodes to find the cluster by, names or addresses with their QUIC port. One that
+        /// answers is enough; the first node of a cluster needs none.
+        pub seeds: Vec<HostPort> = [], like ["10.0.0.6:7479", "10.0.0.7:7479"];
+    }
+
+    "Time" {
+        /// How often this node gossips. The shorter, the sooner a dead node is noticed, and the
+        /// more traffic there is.
+        pub gossip_interval: Duration = "300ms", like "1s", within "10ms" to "1m";
+
+        /// How long a request may take before its client gets an error.
+        pub request_timeout: Duration = "1s", like "500ms", within "1ms" to "10m";
+
+        /// How far another node's clock may be ahead of this one's; times further ahead are
+        /// refused, counted and logged.
+        pub max_clock_drift: Duration = "10s", like "1s", within "1ms" to "1d";
+
+        /// How long requests that run may take to finish after the node was told to stop.
+        pub shutdown_timeout: Duration = "10s", like "30s", within "0s" to "1h";
+    }
+
+    "Limits" {
+        /// The longest value; a longer one is refused.
+        pub max_value_bytes: ByteSize = "16MiB", like "1MiB", within "1B" to "512MiB";
+
+        /// How much memory the records may take, 0: as much as they need. NOT YET ENFORCED: any
+        /// other value is accepted with a warning.
+        pub max_memory: ByteSize = "0", like "4GiB";
+
+        /// How many threads serve requests. 0: one for each processor.
+        pub threads: u32 = 0, like 2, within 0 to 1024;
+    }
+
+    "Log" {
+        /// What is logged: off, error, warn, info, debug or trace, or one for each part of the
+        /// program, with commas.
+        pub log: String = "info", like "warn,quorate::node=debug", check check::log_filter;
+    }
+}
+
+/// Settings that can be used, and what is doubtful about them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Checked {
+    /// The settings.
+    pub settings: Settings,
+    /// Legal, and probably not what was meant.
+    pub warnings: Vec<Warning>,
+}
+
+/// The two files that make TLS possible.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TlsFiles<'a> {
+    /// The certificate chain, PEM.
+    pub cert: &'a Path,
+    /// The private key, PEM.
+    pub key: &'a Path,
+}
+
+impl Settings {
+    /// Makes settings of what was given and of defaults, or tells everything that is wrong.
+    pub fn load(sources: &Sources) -> Result<Checked, ConfigErrors> {
+        let mut problems = Vec::new();
+        let given = Given::gather(sources, &mut problems)?;
+        let draft = Draft::read(&given, &mut problems);
+        let Finding { quorum, warnings } = check::across_keys(&draft, &given, &mut problems);
+        match (quorum.and_then(|quorum| draft.finish(quorum)), problems) {
+            (Some(settings), none) if none.is_empty() => Ok(Checked { settings, warnings }),
+            (_, mut problems) => {
+                problems.sort_by(|a: &Problem, b| a.place.cmp(&b.place));
+                Err(ConfigErrors(problems))
+            }
+        }
+    }
+
+    /// A configuration file with every key, its default, its unit and what it does.
+    #[must_use]
+    pub fn render_default() -> String {
+        render::defaults(SECTIONS)
+    }
+
+    /// A configuration file with every key that does not have its default. [`Settings::load`]
+    /// makes the same settings of it.
+    #[must_use]
+    pub fn to_toml(&self) -> String {
+        render::chosen(&self.chosen())
+    }
+
+    /// Copies kept, replies a read needs, acknowledgements a write needs.
+    #[must_use]
+    pub const fn quorum(&self) -> Quorum {
+        self.quorum
+    }
+
+    /// The address under which other nodes reach this one. Its port is 0 when the system chooses
+    /// the port of `quic_listen` and nothing else was said.
+    #[must_use]
+    pub fn quic_advertise(&self) -> SocketAddr {
+        self.quic_advertise.unwrap_or(self.quic_listen)
+    }
+
+    /// The Unix socket for the commands of an administrator.
+    #[must_use]
+    pub fn admin_socket(&self) -> PathBuf {
+        let in_data_dir = || self.data_dir.join("admin.sock");
+        self.admin_socket.clone().unwrap_or_else(in_data_dir)
+    }
+
+    /// The certificate and key for TLS on `resp_listen`; `None` for no TLS.
+    #[must_use]
+    pub fn resp_tls(&self) -> Option<TlsFiles<'_>> {
+        Some(TlsFiles {
+            cert: self.resp_tls_cert.as_deref()?,
+            key: self.resp_tls_key.as_deref()?,
+        })
+    }
+
+    /// After how much silence a client is closed; `None` for never.
+    #[must_use]
+    pub fn client_timeout(&self) -> Option<Duration> {
+        (!self.client_timeout.is_zero()).then_some(self.client_timeout)
+    }
+}
