@@ -97,7 +97,11 @@ impl Store {
 
     /// Takes a record if it is newer than what is held. Taking the same one twice is harmless.
     pub fn apply(&self, key: HashedKey<'_>, record: RecordRef<'_>, now: Millis) -> Applied {
-        let mut partition = self.partitions.entry(key.partition).or_default();
+        // Most partitions are there: find first, make one only when it is not.
+        let mut partition = match self.partitions.get_mut(&key.partition) {
+            Some(partition) => partition,
+            None => self.partitions.entry(key.partition).or_default(),
+        };
         let Partition {
             table,
             digest,
@@ -105,16 +109,10 @@ impl Store {
         } = &mut *partition;
         let is_key = |packed: &Packed| packed.key() == key.bytes;
         let rehash = |packed: &Packed| table_hash(self.hasher.hash(packed.key()));
-        match table.entry(table_hash(key.hash), is_key, rehash) {
+        let (prior, before) = match table.entry(table_hash(key.hash), is_key, rehash) {
             Entry::Vacant(vacant) => {
-                let packed = Packed::new(key.bytes, record);
-                self.count(&packed, u64::wrapping_add);
-                *digest = digest.plus(self.digest_of(key, &packed));
-                *next_expiry = earlier(*next_expiry, packed.expires_at());
-                vacant.insert(packed);
-                Applied::Applied {
-                    prior: Prior::default(),
-                }
+                vacant.insert(Packed::new(key.bytes, record));
+                (Prior::default(), Held::default())
             }
             Entry::Occupied(mut occupied) => {
                 let packed = occupied.get_mut();
@@ -122,15 +120,16 @@ impl Store {
                 if packed.stamp() > record.stamp() {
                     return Applied::Superseded { by: prior };
                 }
-                self.count(packed, u64::wrapping_sub);
-                *digest = digest.minus(self.digest_of(key, packed));
+                let before = Held::of(packed);
+                *digest = digest.minus(self.hasher.digest_of(key.hash, packed.stamp()));
                 packed.replace(record);
-                self.count(packed, u64::wrapping_add);
-                *digest = digest.plus(self.digest_of(key, packed));
-                *next_expiry = earlier(*next_expiry, record.expiry.at);
-                Applied::Applied { prior }
+                (prior, before)
             }
-        }
+        };
+        *digest = digest.plus(self.hasher.digest_of(key.hash, record.stamp()));
+        *next_expiry = earlier(*next_expiry, record.expiry.at);
+        self.count(before, Held::new(key.bytes, record));
+        Applied::Applied { prior }
     }
 
     /// Changes when a live value ends and nothing else. `version` is the change's own: a write or
@@ -162,11 +161,11 @@ impl Store {
         // Nothing to persist: leave the stamp alone, cost no repair.
         let no_change = expired_at_before.is_none() && expiry.at.is_none();
         if packed.is_value() && !no_change {
-            self.count(packed, u64::wrapping_sub);
-            *digest = digest.minus(self.digest_of(key, packed));
+            let before = Held::of(packed);
+            *digest = digest.minus(self.hasher.digest_of(key.hash, packed.stamp()));
             packed.replace_expiry(expiry);
-            self.count(packed, u64::wrapping_add);
-            *digest = digest.plus(self.digest_of(key, packed));
+            *digest = digest.plus(self.hasher.digest_of(key.hash, packed.stamp()));
+            self.count(before, Held::of(packed));
             *next_expiry = earlier(*next_expiry, expiry.at);
         }
         ExpiryChange::Done {
@@ -198,7 +197,7 @@ impl Store {
         *next_expiry = None;
         table.retain(|packed| {
             if packed.is_expired(now) {
-                self.count(packed, u64::wrapping_sub);
+                self.count(Held::of(packed), Held::default());
                 let hash = self.hasher.hash(packed.key());
                 *digest = digest.minus(self.hasher.digest_of(hash, packed.stamp()));
                 freed += 1;
@@ -239,20 +238,47 @@ impl Store {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    fn digest_of(&self, key: HashedKey<'_>, packed: &Packed) -> Digest {
-        self.hasher.digest_of(key.hash, packed.stamp())
+    /// Counts a change of what is held under one key. An overwrite by a value of the same length,
+    /// the most common one, touches no counter.
+    fn count(&self, before: Held, after: Held) {
+        // Wrapping: taking away is adding the two's complement, in one atomic step each.
+        for (counter, before, after) in [
+            (&self.keys, before.values, after.values),
+            (&self.tombstones, before.tombstones, after.tombstones),
+            (&self.bytes, before.bytes, after.bytes),
+        ] {
+            if before != after {
+                counter.fetch_add(after.wrapping_sub(before), Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+/// What a record adds to the counters.
+#[derive(Debug, Clone, Copy, Default)]
+struct Held {
+    values: u64,
+    tombstones: u64,
+    bytes: u64,
+}
+
+impl Held {
+    fn of(packed: &Packed) -> Self {
+        let values = u64::from(packed.is_value());
+        Self {
+            values,
+            tombstones: 1 - values,
+            bytes: packed.bytes(),
+        }
     }
 
-    fn count(&self, packed: &Packed, change: fn(u64, u64) -> u64) {
-        let records = if packed.is_value() {
-            &self.keys
-        } else {
-            &self.tombstones
-        };
-        // Wrapping: taking away is adding the two's complement, in one atomic step each.
-        records.fetch_add(change(0, 1), Ordering::Relaxed);
-        self.bytes
-            .fetch_add(change(0, packed.bytes()), Ordering::Relaxed);
+    fn new(key: &[u8], record: RecordRef<'_>) -> Self {
+        let values = u64::from(record.value.is_some());
+        Self {
+            values,
+            tombstones: 1 - values,
+            bytes: Packed::bytes_of(key, record),
+        }
     }
 }
 

@@ -44,12 +44,14 @@ impl Packed {
     }
 
     /// The key.
+    #[inline]
     pub(super) fn key(&self) -> &[u8] {
         let at = self.key_at();
         &self.0[at..at + self.key_len()]
     }
 
     /// The record, borrowed.
+    #[inline]
     pub(super) fn record(&self) -> RecordRef<'_> {
         let version = self.version();
         RecordRef {
@@ -65,6 +67,7 @@ impl Packed {
     }
 
     /// What orders this record.
+    #[inline]
     pub(super) fn stamp(&self) -> Stamp {
         let value = self.version();
         Stamp {
@@ -89,6 +92,11 @@ impl Packed {
         !self.has(IS_TOMBSTONE)
     }
 
+    /// What [`Packed::bytes`] of this record is.
+    pub(super) fn bytes_of(key: &[u8], record: RecordRef<'_>) -> u64 {
+        Layout::of(key, record).total as u64
+    }
+
     /// Bytes of memory it takes, without what the allocator and the table add.
     pub(super) fn bytes(&self) -> u64 {
         self.0.len() as u64
@@ -111,10 +119,12 @@ impl Packed {
         }
     }
 
+    #[inline]
     fn key_at(&self) -> usize {
         header_bytes(self.0[0]) + KEY_LENGTH_BYTES
     }
 
+    #[inline]
     fn key_len(&self) -> usize {
         let at = header_bytes(self.0[0]);
         usize::from(u16::from_le_bytes([self.0[at], self.0[at + 1]])) + 1
@@ -127,6 +137,7 @@ impl Packed {
         }
     }
 
+    #[inline]
     fn u64_at(&self, at: usize) -> u64 {
         let mut bytes = [0; 8];
         bytes.copy_from_slice(&self.0[at..at + 8]);
