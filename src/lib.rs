@@ -3,19 +3,18 @@
 //! The house, floor by floor. A room imports only from floors below it, never from its own:
 //!
 //! ```text
-//! F0  model     keys, hybrid logical clock, versions, records and their merge law, quorums
+//! F0  model     keys and their hash, hybrid logical clock, versions, records and their merge law
 //! F1  ring      partitions, placement, the immutable View, the member table        pure
 //!     store     records by partition and key, TTL, counters; `now` passed in       pure
-//!     digest    a fixed-size summary of what a replica holds of a partition        pure
 //!     wire      peer messages, size limits, protocol version                       pure
 //!     resp      RESP2/3 parse and encode, Command, Reply                           pure
 //! F2  protocol  one small state machine an operation: ReadOp, WriteOp              pure
 //! F3  env       the only doors to time, chance, threads and files
-//!     net       QUIC endpoint, identity, lanes, trait Transport, gossip messages
-//! F4  node      coordinator, replica, membership, sweeper
-//! F5  front     the doors: RESP, peers, HTTP, admin socket
-//! F6  config    the rooms' own settings composed into one file
-//! F7  cli       subcommands
+//! F4  net       QUIC endpoint, identity, lanes, trait Transport, gossip messages
+//! F5  node      coordinator, replica, membership, sweeper
+//! F6  front     the doors: RESP, peers, HTTP, admin socket
+//! F7  config    one file of settings, with defaults, checks and messages
+//! F8  cli       subcommands
 //! ```
 //!
 //! Decisions (is this quorum met, which replica is stale) live on floors 0 to 2: given events

@@ -1,6 +1,6 @@
 //! The door for administrators: a Unix socket that takes requests one after the other.
 //!
-//! Each message is a length (4 bytes, little endian) and MessagePack with field names.
+//! Each message is a length (4 bytes, little endian) and `MessagePack` with field names.
 
 use std::io::{self, Read, Write};
 use std::path::Path;

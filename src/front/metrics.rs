@@ -53,95 +53,29 @@ struct Snapshot {
     status: NodeStatus,
 }
 
+/// A counter without labels.
+struct Counter {
+    name: &'static str,
+    help: &'static str,
+    counted: u64,
+}
+
 impl Collector for Snapshot {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let out = &mut encoder;
         self.requests(out)?;
         self.store(out)?;
         self.peers(out)?;
-        let stats = self.metrics.resp.stats();
-        let net = self.metrics.endpoint.stats();
-        let coordinator = self.status.coordinator.stats();
-        for (name, help, counter) in [
-            ("read_hits", "Reads that found a value", &stats.hits),
-            ("read_misses", "Reads that found none", &stats.misses),
-            (
-                "protocol_errors",
-                "Connections closed because RESP was broken",
-                &stats.protocol_errors,
-            ),
-            (
-                "refused_commands",
-                "Commands that do not exist or were misused",
-                &stats.refused,
-            ),
-            (
-                "connections_accepted",
-                "RESP connections accepted",
-                &stats.connections_accepted,
-            ),
-            (
-                "connections_refused",
-                "RESP connections over the limit",
-                &stats.connections_refused,
-            ),
-            (
-                "read_repairs",
-                "Replicas repaired because a read saw them stale",
-                &coordinator.read_repairs,
-            ),
-            (
-                "superseded_writes",
-                "Writes stamped anew above a newer one",
-                &coordinator.superseded_writes,
-            ),
-            (
-                "quorums_not_met",
-                "Requests that did not meet their quorum",
-                &coordinator.quorums_not_met,
-            ),
-            (
-                "hedged_reads",
-                "Reads that asked another replica as well",
-                &coordinator.hedged_reads,
-            ),
-            (
-                "peer_connections_refused",
-                "Peers refused",
-                &net.refused_connections,
-            ),
-            (
-                "peer_malformed_frames",
-                "Peer connections closed for a malformed frame",
-                &net.malformed_frames,
-            ),
-            (
-                "peer_busy_calls",
-                "Calls refused because a queue was full",
-                &net.busy_calls,
-            ),
-            (
-                "gossip_dropped",
-                "Gossip messages dropped for want of a connection or a place",
-                &net.dropped_gossip,
-            ),
-        ] {
-            count(out, name, help, load(counter))?;
+        let counters = self.door_counters().into_iter().chain(self.room_counters());
+        for Counter {
+            name,
+            help,
+            counted,
+        } in counters
+        {
+            count(out, name, help, counted)?;
         }
-        let drift = self.metrics.replica.drift_refusals();
-        count(
-            out,
-            "clock_drift_refusals",
-            "Writes refused because their clock was too far ahead",
-            drift,
-        )?;
-        let refused = self.status.membership.refused_messages();
-        count(
-            out,
-            "gossip_refused",
-            "Gossip messages that were not believed",
-            refused,
-        )
+        Ok(())
     }
 }
 
@@ -173,6 +107,102 @@ impl Snapshot {
             "RESP connections open now",
             load(&stats.connections_open),
         )
+    }
+
+    /// Counters of the RESP door.
+    fn door_counters(&self) -> [Counter; 6] {
+        let stats = self.metrics.resp.stats();
+        let counter = |name, help, counter| Counter {
+            name,
+            help,
+            counted: load(counter),
+        };
+        [
+            counter("read_hits", "Reads that found a value", &stats.hits),
+            counter("read_misses", "Reads that found none", &stats.misses),
+            counter(
+                "protocol_errors",
+                "Clients closed for broken RESP",
+                &stats.protocol_errors,
+            ),
+            counter(
+                "refused_commands",
+                "Commands unknown or misused",
+                &stats.refused,
+            ),
+            counter(
+                "connections_accepted",
+                "Clients accepted",
+                &stats.connections_accepted,
+            ),
+            counter(
+                "connections_refused",
+                "Clients over the limit",
+                &stats.connections_refused,
+            ),
+        ]
+    }
+
+    /// Counters of coordinator, replica, membership and network.
+    fn room_counters(&self) -> [Counter; 10] {
+        let stats = self.status.coordinator.stats();
+        let net = self.metrics.endpoint.stats();
+        let drift = self.metrics.replica.drift_refusals();
+        let gossip = self.status.membership.refused_messages();
+        let counter = |name, help, counted| Counter {
+            name,
+            help,
+            counted,
+        };
+        let of = load;
+        [
+            counter(
+                "read_repairs",
+                "Stale replicas that a read repaired",
+                of(&stats.read_repairs),
+            ),
+            counter(
+                "superseded_writes",
+                "Writes stamped anew",
+                of(&stats.superseded_writes),
+            ),
+            counter(
+                "quorums_not_met",
+                "Requests without a quorum",
+                of(&stats.quorums_not_met),
+            ),
+            counter(
+                "hedged_reads",
+                "Reads that asked one more",
+                of(&stats.hedged_reads),
+            ),
+            counter(
+                "peer_connections_refused",
+                "Peers refused",
+                of(&net.refused_connections),
+            ),
+            counter(
+                "peer_malformed_frames",
+                "Peers closed",
+                of(&net.malformed_frames),
+            ),
+            counter(
+                "peer_busy_calls",
+                "Calls that found a full queue",
+                of(&net.busy_calls),
+            ),
+            counter(
+                "gossip_dropped",
+                "Gossip without a connection",
+                of(&net.dropped_gossip),
+            ),
+            counter("gossip_refused", "Gossip that was not believed", gossip),
+            counter(
+                "clock_drift_refusals",
+                "Writes too far ahead of the clock",
+                drift,
+            ),
+        ]
     }
 
     fn store(&self, out: &mut DescriptorEncoder<'_>) -> fmt::Result {

@@ -105,7 +105,7 @@ impl PeerServer {
             // Encoded under the partition's lock, straight from the store: the one copy made.
             match record {
                 Some(record) if room == 0 => {
-                    encode(&Answer::Summary(Some(Summary::of(record))), out)
+                    encode(&Answer::Summary(Some(Summary::of(record))), out);
                 }
                 record => encode(&Answer::Record(record.map(Into::into)), out),
             }
@@ -126,11 +126,11 @@ impl PeerServer {
 impl PeerService for PeerServer {
     fn serve(&self, frame: &Bytes, out: &mut Vec<u8>) -> Result<(), FrameError> {
         let mut operations = FrameReader::new(frame);
-        let RequestHeader { id, count, .. } = operations.next()?;
+        let RequestHeader { id, count, .. } = operations.read()?;
         let now = self.clock.wall();
         let start = start_frame(&ResponseHeader { id, count }, out);
         for _ in 0..count {
-            let operation = operations.next()?;
+            let operation = operations.read()?;
             let room = RESPONSE_VALUES_BYTES_MAX.saturating_sub(out.len() - start);
             self.answer(operation, now, room, out);
         }

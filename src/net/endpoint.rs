@@ -400,7 +400,7 @@ struct TableSink(oneshot::Sender<Result<Bytes, CallError>>);
 impl ReplySink for TableSink {
     fn on_reply(self: Box<Self>, reply: Result<Response<'_>, CallError>) -> Result<(), FrameError> {
         let table = match reply {
-            Ok(mut response) => match response.answers.next()? {
+            Ok(mut response) => match response.answers.read()? {
                 Answer::Members(table) => Ok(response.frame.slice_ref(table)),
                 _ => Err(CallError::ConnectionLost),
             },

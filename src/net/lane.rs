@@ -163,7 +163,7 @@ impl LaneQueue {
 
     fn on_response(&self, frame: &Bytes) -> Result<(), FrameError> {
         let mut answers = FrameReader::new(frame);
-        let header: ResponseHeader = answers.next()?;
+        let header: ResponseHeader = answers.read()?;
         let waiting = self.lock().take(header.id);
         // Nobody: its time was up.
         let Some(waiting) = waiting else {

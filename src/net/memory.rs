@@ -130,7 +130,7 @@ impl Transport for MemoryTransport {
                 return;
             };
             let mut answers = FrameReader::new(&frame);
-            if let Ok(ResponseHeader { count, .. }) = answers.next() {
+            if let Ok(ResponseHeader { count, .. }) = answers.read() {
                 drop(sink.on_reply(Ok(Response {
                     frame: &frame,
                     answers,

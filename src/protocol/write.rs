@@ -93,7 +93,7 @@ impl WriteOp {
         let past = by.stamp.unwrap_or_default().newest();
         match self.outcome {
             None if self.versions.len() < VERSIONS_MAX => {
-                actions.push(WriteAction::Restamp { past })
+                actions.push(WriteAction::Restamp { past });
             }
             // Two majorities share a replica: what was acknowledged before this write began would
             // have been met among its acknowledgements. With fewer, it may only show up now.

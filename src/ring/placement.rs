@@ -136,8 +136,8 @@ impl<'a> Deal<'a> {
         // Once each zone has a home, zones start over.
         let fresh_zone_left = used.len() < self.zones;
         let fits = |&member: &usize| {
-            !homes.contains(&member)
-                && !(fresh_zone_left && used.contains(self.members[member].zone))
+            let is_zone_taken = fresh_zone_left && used.contains(self.members[member].zone);
+            !is_zone_taken && !homes.contains(&member)
         };
         let has_room = |&member: &usize| self.held[member] < self.caps[member];
         let fullness = |member: usize| (self.held[member] << 32) / self.caps[member].max(1);
@@ -208,7 +208,7 @@ fn minus_log2(hash: u64) -> u64 {
     ((u64::from(zeros) + 1) << 48) - (fraction << (48 - BITS))
 }
 
-/// A bijection of 64 bits without pattern: the finaliser of SplitMix64 (Steele, Lea, Flood, 2014).
+/// A bijection of 64 bits without pattern: the finaliser of `SplitMix64` (Steele, Lea, Flood, 2014).
 const fn mix(mut x: u64) -> u64 {
     x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

@@ -214,12 +214,12 @@ impl MemberTable {
             serde::de::IgnoredAny,
             serde::de::IgnoredAny,
             serde::de::IgnoredAny,
-        ) = rmp_serde::from_slice(body).map_err(|_| TableError::Damaged("no table"))?;
+        ) = rmp_serde::from_slice(body).map_err(|_error| TableError::Damaged("no table"))?;
         if format.0 != FORMAT {
             return Err(TableError::Format { found: format.0 });
         }
         let (_, found_cluster, found, entries): (u32, String, u32, Vec<MemberEntry>) =
-            rmp_serde::from_slice(body).map_err(|_| TableError::Damaged("no table"))?;
+            rmp_serde::from_slice(body).map_err(|_error| TableError::Damaged("no table"))?;
         if found_cluster != cluster {
             let expected = cluster.to_owned();
             return Err(TableError::Cluster {

@@ -266,8 +266,8 @@ mod tests {
         fn what_is_packed_comes_out(key in prop::collection::vec(any::<u8>(), 1..300), a in record(), b in record()) {
             let mut packed = Packed::new(&key, (&a).into());
             prop_assert_eq!(packed.key(), &key[..]);
-            prop_assert_eq!(packed.record().to_record(), a.clone());
             prop_assert_eq!(packed.stamp(), a.stamp());
+            prop_assert_eq!(packed.record().to_record(), a);
             packed.replace((&b).into());
             prop_assert_eq!(packed.key(), &key[..]);
             prop_assert_eq!(packed.record().to_record(), b);

@@ -19,7 +19,7 @@ pub enum FrameError {
         /// The limit.
         limit: usize,
     },
-    /// Not the MessagePack expected here.
+    /// Not the `MessagePack` expected here.
     #[error("malformed frame: {0}")]
     Malformed(#[from] rmp_serde::decode::Error),
     /// The response has another number of answers than the request had operations.
@@ -98,7 +98,7 @@ impl<'a> FrameReader<'a> {
     }
 
     /// The next header or operation.
-    pub fn next<T: Deserialize<'a>>(&mut self) -> Result<T, FrameError> {
+    pub fn read<T: Deserialize<'a>>(&mut self) -> Result<T, FrameError> {
         Ok(T::deserialize(&mut self.decoder)?)
     }
 }
@@ -157,9 +157,9 @@ mod tests {
             let frame = split_frame(&mut input, 10_000).unwrap().unwrap();
             prop_assert!(input.is_empty());
             let mut reader = FrameReader::new(&frame);
-            prop_assert_eq!(reader.next::<RequestHeader>().unwrap(), header);
+            prop_assert_eq!(reader.read::<RequestHeader>().unwrap(), header);
             for operation in sent {
-                prop_assert_eq!(reader.next::<Operation<'_>>().unwrap(), operation);
+                prop_assert_eq!(reader.read::<Operation<'_>>().unwrap(), operation);
             }
             let Operation::Write(_, written) = sent[2] else { unreachable!() };
             prop_assert_eq!(RecordRef::from(written), record);
@@ -170,9 +170,9 @@ mod tests {
             bytes in prop::collection::vec(any::<u8>(), 0..200),
         ) {
             let mut reader = FrameReader::new(&bytes);
-            while reader.next::<Operation<'_>>().is_ok() {}
+            while reader.read::<Operation<'_>>().is_ok() {}
             let mut reader = FrameReader::new(&bytes);
-            while reader.next::<Answer<'_>>().is_ok() {}
+            while reader.read::<Answer<'_>>().is_ok() {}
             let mut input = BytesMut::from(&bytes[..]);
             while let Ok(Some(_)) = split_frame(&mut input, 1_000) {}
         }
@@ -206,9 +206,9 @@ mod tests {
         answers.iter().for_each(|answer| encode(answer, &mut out));
         let mut reader = FrameReader::new(&out);
         for answer in answers {
-            assert_eq!(reader.next::<Answer<'_>>().unwrap(), answer);
+            assert_eq!(reader.read::<Answer<'_>>().unwrap(), answer);
         }
-        assert!(reader.next::<Answer<'_>>().is_err());
+        assert!(reader.read::<Answer<'_>>().is_err());
     }
 
     #[test]
@@ -224,6 +224,6 @@ mod tests {
     fn deep_nesting_is_refused() {
         // 0x91: an array of one element, again and again.
         let brackets = vec![0x91; 100_000];
-        assert!(FrameReader::new(&brackets).next::<Operation<'_>>().is_err());
+        assert!(FrameReader::new(&brackets).read::<Operation<'_>>().is_err());
     }
 }

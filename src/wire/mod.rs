@@ -1,10 +1,10 @@
-//! What peers say to each other: frames of MessagePack operations.
+//! What peers say to each other: frames of `MessagePack` operations.
 //!
 //! A frame is a length (4 bytes, little endian), a header, then as many operations as the header
 //! counts. Keys and values borrow from the received frame. Knows nothing of sockets or of what an
 //! operation does.
 //!
-//! Variant names are one letter because MessagePack carries them.
+//! Variant names are one letter because `MessagePack` carries them.
 
 mod frame;
 
@@ -133,7 +133,7 @@ pub enum Refusal {
     TooBig,
 }
 
-/// Two numbers; flat in MessagePack.
+/// Two numbers; flat in `MessagePack`.
 type WireVersion = (u64, u64);
 
 impl<'a> From<RecordRef<'a>> for WireRecord<'a> {

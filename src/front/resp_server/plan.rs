@@ -9,6 +9,7 @@ use bytes::Bytes;
 
 use crate::model::{Millis, Summary};
 use crate::node::coordinator::{Action, Coordinator, Local, Outcome, Request, RequestError};
+use crate::protocol::QuorumNotMet;
 use crate::resp::{CommandKind, DataCommand, Encoder, ExpiryArg, TtlForm};
 use crate::wire::Refusal;
 
@@ -183,7 +184,8 @@ impl Plan {
     }
 }
 
-/// Carries a command out at once on a node that is alone in its ring, without a plan.
+/// Carries a command out at once on a node that is alone in its ring, without a plan; whether it
+/// was answered without an error.
 pub(super) fn run_local(
     local: &Local<'_>,
     command: DataCommand<'_>,
@@ -191,131 +193,92 @@ pub(super) fn run_local(
     stats: &RespStats,
     reply: &mut Encoder<'_>,
 ) -> bool {
-    let get = |key: &[u8], reply: &mut Encoder<'_>| {
-        local.get(key, |value| {
-            count_read(stats, value.is_some());
-            match value {
-                Some(value) => reply.bulk(value),
-                None => reply.null(),
-            }
-        });
-        true
-    };
     match command {
-        DataCommand::Get { key } => get(key, reply),
+        // Values go straight from the store into the output.
+        DataCommand::Get { key } => get_local(local, key, stats, reply),
         DataCommand::MGet { keys } => {
             reply.array(keys.len());
-            keys.iter().for_each(|key| _ = get(key, reply));
-            true
+            keys.iter()
+                .for_each(|key| get_local(local, key, stats, reply));
         }
-        DataCommand::Set { key, value, expiry } => {
-            let expires_at = expiry.map(|expiry| moment(expiry, now));
-            let written = local.write(key, Some(value), expires_at);
-            finish_local(
-                written.map(|_| Outcome::Written),
-                Shape::Ok,
-                now,
-                stats,
-                reply,
-            )
+        command => {
+            let (outcomes, shape) = local_outcomes(local, command, now);
+            return encode(&outcomes, shape, now, stats, reply);
         }
-        DataCommand::MSet { pairs } => {
-            let written = pairs
+    }
+    true
+}
+
+fn get_local(local: &Local<'_>, key: &[u8], stats: &RespStats, reply: &mut Encoder<'_>) {
+    local.get(key, |value| {
+        count_read(stats, value.is_some());
+        match value {
+            Some(value) => reply.bulk(value),
+            None => reply.null(),
+        }
+    });
+}
+
+/// Most commands have one key.
+type Outcomes = smallvec::SmallVec<[Outcome; 1]>;
+
+fn local_outcomes(local: &Local<'_>, command: DataCommand<'_>, now: Millis) -> (Outcomes, Shape) {
+    let look = |key: &[u8]| Outcome::Look(local.look(key));
+    let set = |key: &[u8], value: &[u8], expires_at| {
+        local
+            .write(key, Some(value), expires_at)
+            .map_or_else(refused, |_| Outcome::Written)
+    };
+    let delete = |key: &[u8]| {
+        local
+            .write(key, None, None)
+            .map_or_else(refused, Outcome::Deleted)
+    };
+    let expire = |key: &[u8], at| {
+        let changed = local.change_expiry(key, at);
+        changed.map_or_else(refused, |(held, before)| Outcome::Expiry {
+            existed: held.is_some_and(|summary| summary.value_bytes.is_some()),
+            had_end: before.is_some(),
+        })
+    };
+    match command {
+        DataCommand::Get { key } => (one(look(key)), Shape::Value),
+        DataCommand::MGet { keys } => (keys.iter().map(look).collect(), Shape::Values),
+        DataCommand::Set { key, value, expiry } => (
+            one(set(key, value, expiry.map(|expiry| moment(expiry, now)))),
+            Shape::Ok,
+        ),
+        DataCommand::MSet { pairs } => (
+            pairs
                 .iter()
-                .try_for_each(|(key, value)| local.write(key, Some(value), None).map(|_| ()));
-            finish_local(
-                written.map(|()| Outcome::Written),
-                Shape::Ok,
-                now,
-                stats,
-                reply,
-            )
-        }
-        DataCommand::Del { keys } => {
-            let deleted: Result<Vec<_>, _> = keys
-                .iter()
-                .map(|key| local.write(key, None, None).map(Outcome::Deleted))
-                .collect();
-            match deleted {
-                Ok(deleted) => encode(&deleted, Shape::Count, now, stats, reply),
-                Err(refusal) => finish_local(Err(refusal), Shape::Count, now, stats, reply),
-            }
-        }
-        DataCommand::Exists { keys } => {
-            let looked: Vec<_> = keys
-                .iter()
-                .map(|key| Outcome::Look(local.look(key)))
-                .collect();
-            encode(&looked, Shape::Count, now, stats, reply)
-        }
+                .map(|(key, value)| set(key, value, None))
+                .collect(),
+            Shape::Ok,
+        ),
+        DataCommand::Del { keys } => (keys.iter().map(delete).collect(), Shape::Count),
+        DataCommand::Exists { keys } => (keys.iter().map(look).collect(), Shape::Count),
         DataCommand::Expire { key, at } => match moment(at, now) {
-            at if at <= now => {
-                let deleted = local.write(key, None, None).map(Outcome::Deleted);
-                finish_local(deleted, Shape::Count, now, stats, reply)
-            }
-            at => change_expiry(local, key, Some(at), Shape::Count, stats, reply, now),
+            at if at <= now => (one(delete(key)), Shape::Count),
+            at => (one(expire(key, Some(at))), Shape::Count),
         },
-        DataCommand::Persist { key } => {
-            change_expiry(local, key, None, Shape::Persisted, stats, reply, now)
-        }
-        DataCommand::Ttl { key, form } => encode(
-            &[Outcome::Look(local.look(key))],
-            Shape::Ttl(form),
-            now,
-            stats,
-            reply,
-        ),
-        DataCommand::Type { key } => encode(
-            &[Outcome::Look(local.look(key))],
-            Shape::Type,
-            now,
-            stats,
-            reply,
-        ),
-        DataCommand::StrLen { key } => encode(
-            &[Outcome::Look(local.look(key))],
-            Shape::Length,
-            now,
-            stats,
-            reply,
-        ),
+        DataCommand::Persist { key } => (one(expire(key, None)), Shape::Persisted),
+        DataCommand::Ttl { key, form } => (one(look(key)), Shape::Ttl(form)),
+        DataCommand::Type { key } => (one(look(key)), Shape::Type),
+        DataCommand::StrLen { key } => (one(look(key)), Shape::Length),
     }
 }
 
-fn change_expiry(
-    local: &Local<'_>,
-    key: &[u8],
-    at: Option<Millis>,
-    shape: Shape,
-    stats: &RespStats,
-    reply: &mut Encoder<'_>,
-    now: Millis,
-) -> bool {
-    let changed = local
-        .change_expiry(key, at)
-        .map(|(held, before)| Outcome::Expiry {
-            existed: held.is_some_and(|summary| summary.value_bytes.is_some()),
-            had_end: before.is_some(),
-        });
-    finish_local(changed, shape, now, stats, reply)
+fn one(outcome: Outcome) -> Outcomes {
+    smallvec::smallvec![outcome]
 }
 
-fn finish_local(
-    outcome: Result<Outcome, Refusal>,
-    shape: Shape,
-    now: Millis,
-    stats: &RespStats,
-    reply: &mut Encoder<'_>,
-) -> bool {
-    let outcome = outcome.unwrap_or_else(|refusal| {
-        let refusal = Some(refusal);
-        Outcome::Failed(RequestError::Write(crate::protocol::QuorumNotMet {
-            need: 1,
-            got: 0,
-            refusal,
-        }))
-    });
-    encode(&[outcome], shape, now, stats, reply)
+fn refused(refusal: Refusal) -> Outcome {
+    let refusal = Some(refusal);
+    Outcome::Failed(RequestError::Write(QuorumNotMet {
+        need: 1,
+        got: 0,
+        refusal,
+    }))
 }
 
 /// Encodes the reply to one command; whether it is no error.

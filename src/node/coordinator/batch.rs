@@ -309,81 +309,101 @@ impl Batch {
 
     /// One answer of one replica to one operation.
     fn on_reply(&self, state: &mut State, expected: Expected, reply: Reply) {
+        match &state.items[expected.item].operation {
+            Op::Read(_) => self.on_read_reply(state, expected, reply),
+            Op::Write { .. } => self.on_write_reply(state, expected, reply),
+            Op::Expire(_) => self.on_expire_reply(state, expected, reply),
+        }
+    }
+
+    fn on_read_reply(&self, state: &mut State, expected: Expected, reply: Reply) {
         let Expected {
             item,
             replica,
             what,
         } = expected;
-        let mut reads = Vec::new();
-        let mut writes = Vec::new();
-        if let (What::Written(version), Reply::Written(Written::Superseded(by))) = (what, &reply)
-            && is_own(&state.items, item, *by)
-            && let Op::Write { op, .. } = &mut state.items[item].operation
-        {
-            if op.version() == version {
-                op.on_superseded_by_own(replica, &mut writes);
-            }
-            return self.perform_write(state, item, writes);
-        }
-        match (&mut state.items[item].operation, what, reply) {
-            (Op::Read(op), What::Held, Reply::Held(held, record)) => {
+        let (Op::Read(op) | Op::Expire(ExpireOp { read: op, .. })) =
+            &mut state.items[item].operation
+        else {
+            return;
+        };
+        let mut actions = Vec::new();
+        match (what, reply) {
+            (What::Held, Reply::Held(held, record)) => {
                 self.observe(held);
-                op.on_held(replica, held, record, &mut reads);
+                op.on_held(replica, held, record, &mut actions);
             }
-            (Op::Expire(op), What::Held, Reply::Held(held, record)) => {
-                op.read.on_held(replica, held, record, &mut reads);
-            }
-            (Op::Read(op), What::Repaired, Reply::Written(_)) => {
-                op.on_repaired(replica, &mut reads);
-            }
-            (Op::Expire(op), What::Repaired, Reply::Written(_)) => {
-                op.read.on_repaired(replica, &mut reads);
-            }
-            (Op::Read(op), _, Reply::Failed(refusal)) => {
-                op.on_failed(replica, refusal, &mut reads);
-            }
-            (Op::Expire(op), _, Reply::Failed(refusal)) => {
-                op.read.on_failed(replica, refusal, &mut reads);
-            }
-            (Op::Expire(op), What::Expiry(version), Reply::Expiry(change)) => {
-                if op.expiry.version == version {
-                    match change {
-                        ExpiryChange::Done {
-                            now_held,
-                            expired_at_before,
-                        } => {
-                            op.note_before(now_held, expired_at_before);
-                            op.read.on_held(replica, now_held, None, &mut reads);
-                        }
-                        ExpiryChange::Superseded { by } => {
-                            return self.restamp_expiry(state, item, by);
-                        }
-                    }
-                }
-            }
-            (Op::Write { op, .. }, What::Written(version), Reply::Written(written)) => {
-                match written {
-                    Written::Applied(prior) => {
-                        op.on_applied(replica, version, prior, &mut writes);
-                    }
-                    Written::Superseded(by) => {
-                        op.on_superseded(replica, version, by, &mut writes);
-                    }
-                }
-            }
-            (Op::Write { op, .. }, What::Written(version), Reply::Failed(refusal)) => {
-                op.on_failed(replica, version, refusal, &mut writes);
-            }
+            (What::Repaired, Reply::Written(_)) => op.on_repaired(replica, &mut actions),
+            (_, Reply::Failed(refusal)) => op.on_failed(replica, refusal, &mut actions),
             // An answer to another question than the one asked: as good as none.
-            (Op::Read(op), ..) => op.on_failed(replica, None, &mut reads),
-            (Op::Expire(op), ..) => op.read.on_failed(replica, None, &mut reads),
-            (Op::Write { op, .. }, ..) => {
-                let version = op.version();
-                op.on_failed(replica, version, None, &mut writes);
-            }
+            _ => op.on_failed(replica, None, &mut actions),
         }
-        self.perform_read(state, item, reads);
-        self.perform_write(state, item, writes);
+        self.perform_read(state, item, actions);
+    }
+
+    fn on_expire_reply(&self, state: &mut State, expected: Expected, reply: Reply) {
+        let Expected {
+            item,
+            replica,
+            what,
+        } = expected;
+        let Op::Expire(op) = &mut state.items[item].operation else {
+            return;
+        };
+        let What::Expiry(version) = what else {
+            return self.on_read_reply(state, expected, reply);
+        };
+        if op.expiry.version != version {
+            // To a question that has been asked anew since.
+            return;
+        }
+        match reply {
+            Reply::Expiry(ExpiryChange::Done {
+                now_held,
+                expired_at_before,
+            }) => {
+                op.note_before(now_held, expired_at_before);
+                let mut actions = Vec::new();
+                op.read.on_held(replica, now_held, None, &mut actions);
+                self.perform_read(state, item, actions);
+            }
+            Reply::Expiry(ExpiryChange::Superseded { by }) => self.restamp_expiry(state, item, by),
+            other => self.on_read_reply(state, expected, other),
+        }
+    }
+
+    fn on_write_reply(&self, state: &mut State, expected: Expected, reply: Reply) {
+        let Expected {
+            item,
+            replica,
+            what,
+        } = expected;
+        let superseded_by_own = match &reply {
+            Reply::Written(Written::Superseded(by)) => is_own(&state.items, item, *by),
+            _ => false,
+        };
+        let Op::Write { op, .. } = &mut state.items[item].operation else {
+            return;
+        };
+        let What::Written(version) = what else { return };
+        let mut actions = Vec::new();
+        match reply {
+            Reply::Written(Written::Applied(prior)) => {
+                op.on_applied(replica, version, prior, &mut actions);
+            }
+            Reply::Written(Written::Superseded(_)) if superseded_by_own => {
+                if op.version() == version {
+                    op.on_superseded_by_own(replica, &mut actions);
+                }
+            }
+            Reply::Written(Written::Superseded(by)) => {
+                op.on_superseded(replica, version, by, &mut actions);
+            }
+            Reply::Failed(refusal) => op.on_failed(replica, version, refusal, &mut actions),
+            // An answer to another question than the one asked: as good as none.
+            _ => op.on_failed(replica, version, None, &mut actions),
+        }
+        self.perform_write(state, item, actions);
     }
 
     fn on_slow(&self, state: &mut State, item: usize) {
@@ -705,7 +725,7 @@ impl ReplySink for CallSink {
 }
 
 fn read_answer(response: &mut Response<'_>) -> Result<Reply, FrameError> {
-    Ok(match response.answers.next()? {
+    Ok(match response.answers.read()? {
         Answer::Record(record) => {
             let record = record.map(RecordRef::from);
             let whole = record.map(|record| Record {

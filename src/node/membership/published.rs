@@ -69,13 +69,13 @@ impl FromStr for Params {
         let mut number = |name: &str| -> Result<u32, ()> {
             let (key, value) = words.next().and_then(|w| w.split_once('=')).ok_or(())?;
             if key == name {
-                value.parse().map_err(|_| ())
+                value.parse().map_err(drop)
             } else {
                 Err(())
             }
         };
         let (wire_version, partitions) = (number("wire")?, number("partitions")?);
-        let n = u8::try_from(number("n")?).map_err(|_| ())?;
+        let n = u8::try_from(number("n")?).map_err(drop)?;
         Ok(Self {
             wire_version,
             partitions,

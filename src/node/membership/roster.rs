@@ -45,10 +45,18 @@ struct Peer {
     table_digest: Option<String>,
     differs: bool,
     live: bool,
-    connected: bool,
+    connection: Connection,
     reachable: bool,
-    lost_at: Option<Instant>,
     fetch_after: Option<Instant>,
+}
+
+/// Whether there is a connection to a peer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Connection {
+    #[default]
+    Never,
+    Open,
+    LostAt(Instant),
 }
 
 /// What gossip holds of one node.
@@ -134,20 +142,18 @@ impl Roster {
     /// Nodes that gossip has forgotten and that nobody is connected to need no place here.
     pub(super) fn retain(&mut self, is_gossiped: impl Fn(&NodeId) -> bool) {
         self.peers
-            .retain(|id, peer| peer.connected || is_gossiped(id));
+            .retain(|id, peer| peer.is_connected() || is_gossiped(id));
     }
 
     /// Who is connected now.
     pub(super) fn on_connected(&mut self, now: Instant, connected: &BTreeMap<NodeId, SocketAddr>) {
         for (id, peer) in &mut self.peers {
-            let is_connected = connected.contains_key(id);
-            if peer.connected && !is_connected {
-                peer.lost_at = Some(now);
+            if peer.is_connected() && !connected.contains_key(id) {
+                peer.connection = Connection::LostAt(now);
             }
-            peer.connected = is_connected;
         }
         for id in connected.keys().filter(|id| **id != self.self_id) {
-            self.peers.entry(id.clone()).or_default().connected = true;
+            self.peers.entry(id.clone()).or_default().connection = Connection::Open;
         }
     }
 
@@ -164,19 +170,15 @@ impl Roster {
         };
         let own_digest = digest_text(&self.table);
         for (id, peer) in &mut self.peers {
-            if peer.connected
+            if peer.is_connected()
                 && !peer.differs
                 && let Some(entry) = &peer.entry
             {
                 self.table.merge_entry(entry.clone());
             }
-            let lost_lately = peer.reachable
-                && peer
-                    .lost_at
-                    .is_some_and(|lost| now.duration_since(lost) < LOST_GRACE);
-            peer.reachable = peer.live && (peer.connected || lost_lately);
+            peer.reachable = peer.live && (peer.is_connected() || peer.was_lost_lately(now));
             let is_member = self.table.get(id).is_some();
-            if !peer.connected
+            if !peer.is_connected()
                 && !is_member
                 && peer.live
                 && todo.meet.len() < MEET_STRANGERS_MAX
@@ -185,7 +187,7 @@ impl Roster {
                 todo.meet.push((id.clone(), entry.quic));
             }
             let has_news = is_member
-                && peer.connected
+                && peer.is_connected()
                 && peer
                     .table_digest
                     .as_ref()
@@ -198,7 +200,7 @@ impl Roster {
         }
         for entry in self.table.entries() {
             let is_gone = entry.state == MemberState::Left || entry.id == self.self_id;
-            if !is_gone && !self.peers.get(&entry.id).is_some_and(|peer| peer.connected) {
+            if !is_gone && !self.peers.get(&entry.id).is_some_and(Peer::is_connected) {
                 todo.meet.push((entry.id.clone(), entry.quic));
             }
         }
@@ -217,6 +219,20 @@ impl Roster {
             entry.to_member(is_self || is_reachable)
         };
         self.table.entries().filter(is_in).map(member).collect()
+    }
+}
+
+impl Peer {
+    fn is_connected(&self) -> bool {
+        self.connection == Connection::Open
+    }
+
+    /// A peer that was reachable keeps being so while its connection is made again.
+    fn was_lost_lately(&self, now: Instant) -> bool {
+        let Connection::LostAt(lost) = self.connection else {
+            return false;
+        };
+        self.reachable && now.duration_since(lost) < LOST_GRACE
     }
 }
 

@@ -113,7 +113,7 @@ fn believe(from: &str, body: &[u8]) -> Result<ChitchatMessage, &'static str> {
         }
     }
     let mut rest = body;
-    let message = ChitchatMessage::deserialize(&mut rest).map_err(|_| "malformed message")?;
+    let message = ChitchatMessage::deserialize(&mut rest).map_err(|_error| "malformed message")?;
     if rest.is_empty() {
         Ok(message)
     } else {
