@@ -1,6 +1,8 @@
 //! What compilers do not check: rooms import from lower floors only, pure floors stay pure, files
 //! stay readable.
 
+#![cfg(test)]
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -13,7 +13,12 @@ use crate::wire::Refusal;
 pub enum WriteAction {
     /// Move the clock past this, stamp the record anew, call [`WriteOp::on_restamped`] and send it
     /// to all replicas.
+    ///
+    /// Where the clock must not be moved so far, that replica is not to be believed:
+    /// [`WriteOp::on_failed`] for it instead.
     Restamp {
+        /// Who holds something newer.
+        replica: usize,
         /// What the next stamp must exceed.
         past: Version,
     },
@@ -93,23 +98,29 @@ impl WriteOp {
         let past = by.stamp.unwrap_or_default().newest();
         match self.outcome {
             None if self.versions.len() < VERSIONS_MAX => {
-                actions.push(WriteAction::Restamp { past });
+                actions.push(WriteAction::Restamp { replica, past });
             }
             // Two majorities share a replica: what was acknowledged before this write began would
             // have been met among its acknowledgements. With fewer, it may only show up now.
             Some(Ok(_)) if !self.is_majority() && self.versions.len() < VERSIONS_MAX => {
-                actions.push(WriteAction::Restamp { past });
+                actions.push(WriteAction::Restamp { replica, past });
             }
             None => self.on_failed(replica, version, None, actions),
             Some(_) => {}
         }
     }
 
-    /// A replica's newer state is this caller's own next write in the same batch: being replaced
-    /// by that one is what the caller asked for.
-    pub fn on_superseded_by_own(&mut self, replica: usize, actions: &mut Vec<WriteAction>) {
-        self.replicas[replica] = State::Applied;
-        self.advance(actions);
+    /// A replica holds something newer, and this caller has a later write of the same key under
+    /// way: being replaced by that one is what the caller asked for, and a new stamp would put
+    /// this one after it.
+    pub fn on_overtaken(
+        &mut self,
+        replica: usize,
+        version: Version,
+        by: Prior,
+        actions: &mut Vec<WriteAction>,
+    ) {
+        self.on_applied(replica, version, by, actions);
     }
 
     /// The write has a new version: all replicas have to take that one.
@@ -255,7 +266,13 @@ mod tests {
         let mut actions = Vec::new();
         op.on_applied(0, version(5), Prior::default(), &mut actions);
         op.on_superseded(1, version(5), held(9), &mut actions);
-        assert_eq!(actions, [WriteAction::Restamp { past: version(9) }]);
+        assert_eq!(
+            actions,
+            [WriteAction::Restamp {
+                replica: 1,
+                past: version(9)
+            }]
+        );
         op.on_restamped(version(10));
         // The acknowledgement of the old version no longer counts.
         actions.clear();

@@ -12,8 +12,8 @@ use tokio::time::{Instant, timeout_at};
 use super::outbox::{Expected, Outbox, Parcel, What};
 use super::{Action, Inner, Outcome, Request, RequestError};
 use crate::model::{
-    Body, Expiry, HashedKey, Millis, NodeTag, PartitionId, Prior, Record, RecordRef, Stamp,
-    Summary, Version,
+    Body, Expiry, HashedKey, Millis, NodeTag, PartitionId, Record, RecordRef, Stamp, Summary,
+    Version,
 };
 use crate::net::{CallError, ReplySink, Response};
 use crate::node::replica::Written;
@@ -329,10 +329,11 @@ impl Batch {
         };
         let mut actions = Vec::new();
         match (what, reply) {
-            (What::Held, Reply::Held(held, record)) => {
-                self.observe(held);
-                op.on_held(replica, held, record, &mut actions);
-            }
+            (What::Held, Reply::Held(held, record)) => match self.observe(held) {
+                Ok(()) => op.on_held(replica, held, record, &mut actions),
+                // What no other replica would take is no answer either.
+                Err(refusal) => op.on_failed(replica, Some(refusal), &mut actions),
+            },
             (What::Repaired, Reply::Written(_)) => op.on_repaired(replica, &mut actions),
             (_, Reply::Failed(refusal)) => op.on_failed(replica, refusal, &mut actions),
             // An answer to another question than the one asked: as good as none.
@@ -367,7 +368,9 @@ impl Batch {
                 op.read.on_held(replica, now_held, None, &mut actions);
                 self.perform_read(state, item, actions);
             }
-            Reply::Expiry(ExpiryChange::Superseded { by }) => self.restamp_expiry(state, item, by),
+            Reply::Expiry(ExpiryChange::Superseded { by }) => {
+                self.restamp_expiry(state, expected, by);
+            }
             other => self.on_read_reply(state, expected, other),
         }
     }
@@ -378,10 +381,8 @@ impl Batch {
             replica,
             what,
         } = expected;
-        let superseded_by_own = match &reply {
-            Reply::Written(Written::Superseded(by)) => is_own(&state.items, item, *by),
-            _ => false,
-        };
+        let is_superseded = matches!(&reply, Reply::Written(Written::Superseded(_)));
+        let is_overtaken = is_superseded && has_later_write(&state.items, item);
         let Op::Write { op, .. } = &mut state.items[item].operation else {
             return;
         };
@@ -391,10 +392,8 @@ impl Batch {
             Reply::Written(Written::Applied(prior)) => {
                 op.on_applied(replica, version, prior, &mut actions);
             }
-            Reply::Written(Written::Superseded(_)) if superseded_by_own => {
-                if op.version() == version {
-                    op.on_superseded_by_own(replica, &mut actions);
-                }
+            Reply::Written(Written::Superseded(by)) if is_overtaken => {
+                op.on_overtaken(replica, version, by, &mut actions);
             }
             Reply::Written(Written::Superseded(by)) => {
                 op.on_superseded(replica, version, by, &mut actions);
@@ -442,42 +441,36 @@ impl Batch {
     fn perform_write(&self, state: &mut State, item: usize, actions: Vec<WriteAction>) {
         for action in actions {
             match action {
-                WriteAction::Restamp { past } => self.restamp(state, item, past),
+                WriteAction::Restamp { replica, past } => self.restamp(state, item, replica, past),
                 WriteAction::Finished => self.on_finished(state, item),
             }
         }
     }
 
     /// Stamps a superseded write anew and sends it to all homes.
-    fn restamp(&self, state: &mut State, item: usize, past: Version) {
-        count(&self.shared.stats.superseded_writes, 1);
+    fn restamp(&self, state: &mut State, item: usize, replica: usize, past: Version) {
         let stamped = self.stamp_past(past);
         let Op::Write { op, .. } = &mut state.items[item].operation else {
             return;
         };
         match stamped {
             Ok(version) => {
+                count(&self.shared.stats.superseded_writes, 1);
                 op.on_restamped(version);
                 self.start(state, item);
             }
             Err(refusal) => {
                 let version = op.version();
-                let homes = self.homes(state.items[item].partition).len();
-                for replica in 0..homes {
-                    let mut actions = Vec::new();
-                    let Op::Write { op, .. } = &mut state.items[item].operation else {
-                        return;
-                    };
-                    op.on_failed(replica, version, Some(refusal), &mut actions);
-                    self.perform_write(state, item, actions);
-                }
+                let mut actions = Vec::new();
+                op.on_failed(replica, version, Some(refusal), &mut actions);
+                self.perform_write(state, item, actions);
             }
         }
     }
 
     /// Stamps a superseded change of expiry anew and begins it again.
-    fn restamp_expiry(&self, state: &mut State, item: usize, by: Stamp) {
-        count(&self.shared.stats.superseded_writes, 1);
+    fn restamp_expiry(&self, state: &mut State, expected: Expected, by: Stamp) {
+        let Expected { item, replica, .. } = expected;
         let homes = self.homes(state.items[item].partition).len();
         let stamped = self.stamp_past(by.newest());
         let w = self.shared.config.w;
@@ -489,13 +482,18 @@ impl Batch {
         }
         match stamped {
             Ok(version) if op.restamps_left > 0 => {
+                count(&self.shared.stats.superseded_writes, 1);
                 op.restamps_left -= 1;
                 op.expiry.version = version;
                 op.before = None;
                 op.read = ReadOp::new(homes, w, Want::Summary, 0);
                 self.start(state, item);
             }
-            Ok(_) | Err(_) => self.on_deadline(state, item),
+            stamped => {
+                let mut actions = Vec::new();
+                op.read.on_failed(replica, stamped.err(), &mut actions);
+                self.perform_read(state, item, actions);
+            }
         }
     }
 
@@ -556,14 +554,13 @@ impl Batch {
         }
     }
 
-    fn observe(&self, held: Option<Summary>) {
-        if let Some(summary) = held {
-            // A reading too far ahead is refused where it would be written; a read only looks.
-            let _too_far = self
-                .shared
-                .clock
-                .observe(summary.stamp.newest().hlc, self.now());
-        }
+    fn observe(&self, held: Option<Summary>) -> Result<(), Refusal> {
+        let Some(summary) = held else { return Ok(()) };
+        let seen = summary.stamp.newest().hlc;
+        self.shared
+            .clock
+            .observe(seen, self.now())
+            .map_err(|_drift| Refusal::ClockDrift)
     }
 
     fn homes(&self, partition: PartitionId) -> &[NodeTag] {
@@ -751,14 +748,12 @@ fn read_answer(response: &mut Response<'_>) -> Result<Reply, FrameError> {
     })
 }
 
-/// Whether what superseded a write is a later write of the same key in the same batch.
-fn is_own(items: &[Item], item: usize, by: Prior) -> bool {
-    let Some(by) = by.stamp else { return false };
-    let is_that = |later: &Item| {
-        later.key == items[item].key
-            && matches!(&later.operation, Op::Write { op, .. } if op.version() == by.value)
-    };
-    items[item + 1..].iter().any(is_that)
+/// Whether the batch has another write of the same key after this one.
+fn has_later_write(items: &[Item], item: usize) -> bool {
+    let is_write = |later: &Item| matches!(later.operation, Op::Write { .. });
+    items[item + 1..]
+        .iter()
+        .any(|later| is_write(later) && later.key == items[item].key)
 }
 
 /// The deadline gives an outcome to every item that has none: this is never reached.

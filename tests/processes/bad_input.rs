@@ -1,13 +1,11 @@
 //! What comes from outside and is wrong: each gets a clear answer, and nobody else notices.
 
-mod common;
-
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use common::{Cluster, PATIENCE, QUORATE, certificates, eventually, quorate};
+use crate::common::{Cluster, PATIENCE, QUORATE, certificates, eventually, quorate};
 use redis::Commands;
 
 /// What a node answers to these bytes, until it closes or says nothing more.
@@ -256,7 +254,7 @@ fn a_data_directory_of_another_cluster_is_refused() {
     eventually("it is in its ring", PATIENCE, || {
         dir.path().join("data/members").exists()
     });
-    common::signal(child.id(), "-TERM");
+    crate::common::signal(child.id(), "-TERM");
     assert!(child.wait().unwrap().success());
     fails(
         &mut run_node(&green, "a", &settings("green")),
@@ -294,7 +292,7 @@ fn strangers_do_not_enter_the_ring() {
     eventually("it was refused a few times", PATIENCE, || refused() >= 3);
     let nodes = cluster.ring_status(0)["nodes"].as_array().unwrap().len();
     assert_eq!(nodes, 1);
-    common::signal(stranger.id(), "-KILL");
+    crate::common::signal(stranger.id(), "-KILL");
     stranger.wait().unwrap();
 }
 

@@ -1,13 +1,12 @@
 //! Real clusters of real processes, for the tests that need them.
 
-#![allow(dead_code, reason = "each test file uses its own part of this")]
-
 use std::io::{BufRead, BufReader};
 use std::net::{TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use quorate::env::{Clock, SystemClock};
 use tempfile::TempDir;
 
 pub(crate) const QUORATE: &str = env!("CARGO_BIN_EXE_quorate");
@@ -18,14 +17,14 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// A cluster started by `quorate dev`, stopped when dropped.
 pub(crate) struct Cluster {
     dev: Child,
-    pub(crate) dir: TempDir,
+    /// Removed after the nodes have stopped.
+    _dir: TempDir,
     pub(crate) nodes: Vec<Node>,
     restarted: Vec<Child>,
 }
 
 #[derive(Debug, Clone)]
 pub(crate) struct Node {
-    pub(crate) id: String,
     pub(crate) pid: u32,
     pub(crate) resp: String,
     pub(crate) http: String,
@@ -70,7 +69,6 @@ impl Cluster {
         let node = |node: &serde_json::Value| {
             let text = |field: &str| node[field].as_str().unwrap().to_owned();
             Node {
-                id: text("id"),
                 pid: u32::try_from(node["pid"].as_u64().unwrap()).unwrap(),
                 resp: text("resp"),
                 http: text("http"),
@@ -81,7 +79,7 @@ impl Cluster {
         let nodes = file["nodes"].as_array().unwrap().iter().map(node).collect();
         Some(Self {
             dev,
-            dir,
+            _dir: dir,
             nodes,
             restarted: Vec::new(),
         })
@@ -168,7 +166,7 @@ pub(crate) fn eventually(
     deadline: Duration,
     mut is_true: impl FnMut() -> bool,
 ) -> Duration {
-    let start = Instant::now();
+    let start = SystemClock.monotonic();
     while !is_true() {
         assert!(
             start.elapsed() < deadline,

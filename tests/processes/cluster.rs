@@ -1,11 +1,10 @@
 //! A ring of real processes, used through a real Redis client.
 
-mod common;
-
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use common::{Cluster, PATIENCE, eventually, quorate};
+use crate::common::{Cluster, PATIENCE, eventually, quorate};
+use quorate::env::{Clock, SystemClock};
 use redis::{Commands, RedisResult};
 
 #[test]
@@ -58,7 +57,7 @@ fn killing_a_node_fails_no_request_and_it_comes_back() {
                         if stop.load(Ordering::Relaxed) {
                             break;
                         }
-                        let start = Instant::now();
+                        let start = SystemClock.monotonic();
                         let () = connection.set(&key, count).unwrap();
                         longest = longest.max(start.elapsed());
                         let read: Option<u64> = connection.get(&key).unwrap();
@@ -116,7 +115,7 @@ fn without_enough_replicas_writes_say_so_and_reads_go_on() {
     eventually("the node is seen as gone", PATIENCE, || {
         cluster.reachable(0) == [true, true, false]
     });
-    let start = Instant::now();
+    let start = SystemClock.monotonic();
     let refused: RedisResult<()> = connection.set("after", "value");
     assert!(
         start.elapsed() < Duration::from_secs(4),

@@ -1,0 +1,424 @@
+//! Coordinator, replicas and the peer protocol over a network in memory, on virtual time: clocks
+//! that are wrong, links that are cut, replicas that missed something.
+
+#![cfg(test)]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use quorate::env::{Clock, Env, MemoryDisk, SeededRng, SystemClock, Tasks};
+use quorate::front::peer_server::PeerServer;
+use quorate::model::{HashedKey, Hlc, KeyHasher, Millis, NodeId, NodeTag, Record};
+use quorate::net::MemoryNetwork;
+use quorate::node::coordinator::{
+    Action, Config, Coordinator, Outcome, Parts, Request, RequestError,
+};
+use quorate::node::replica::Replica;
+use quorate::ring::{Member, MemberState, Partitions, RingParams, Role, View};
+use quorate::store::Store;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+/// Virtual time with an offset of its own for the wall clock.
+#[derive(Debug, Default)]
+struct SkewedClock {
+    offset_ms: AtomicI64,
+}
+
+impl Clock for SkewedClock {
+    fn wall(&self) -> Millis {
+        // Far enough from 1970 for an offset of hours.
+        let start = SystemClock.monotonic().into_std().elapsed();
+        let virtual_ms = i64::try_from(start.as_millis()).unwrap();
+        let ms = 1_800_000_000_000 + virtual_ms + self.offset_ms.load(Ordering::Relaxed);
+        Millis(u64::try_from(ms).unwrap())
+    }
+
+    fn monotonic(&self) -> Instant {
+        SystemClock.monotonic()
+    }
+}
+
+struct Node {
+    tag: NodeTag,
+    clock: Arc<SkewedClock>,
+    store: Arc<Store>,
+    coordinator: Coordinator,
+}
+
+struct Ring {
+    nodes: Vec<Node>,
+    network: MemoryNetwork,
+    hasher: KeyHasher,
+    partitions: Partitions,
+}
+
+impl Ring {
+    fn new(count: u8, r: u8, w: u8) -> Self {
+        let tasks = Tasks::new();
+        let network = MemoryNetwork::new(tasks.clone(), Duration::from_millis(1));
+        let partitions = Partitions::new(64).unwrap();
+        let hasher = KeyHasher::new("test");
+        let params = RingParams {
+            cluster: "test".to_owned(),
+            partitions,
+            n: count,
+        };
+        let ids: Vec<NodeId> = (0..count)
+            .map(|i| format!("n{i}").parse().unwrap())
+            .collect();
+        let view = Arc::new(View::new(params, ids.iter().map(member).collect()));
+        let nodes = ids.iter().map(|id| {
+            let clock = Arc::new(SkewedClock::default());
+            let env = Env {
+                clock: Arc::clone(&clock) as Arc<dyn Clock>,
+                rng: SeededRng::from_seed(1),
+                tasks: tasks.clone(),
+                disk: Arc::new(MemoryDisk::default()),
+            };
+            let store = Arc::new(Store::new(hasher));
+            let hlc = Arc::new(Hlc::new(Duration::from_secs(10)));
+            let replica = Arc::new(Replica::new(Arc::clone(&store), Arc::clone(&hlc), 1 << 20));
+            let service = PeerServer::new(
+                Arc::clone(&replica),
+                Arc::clone(&env.clock),
+                hasher,
+                partitions,
+                Box::new(Bytes::new),
+            );
+            network.connect(id.tag(), Arc::new(service));
+            let coordinator = Coordinator::new(Parts {
+                config: Config {
+                    r,
+                    w,
+                    timeout: Duration::from_secs(1),
+                },
+                self_tag: id.tag(),
+                env,
+                view: watch::Sender::new(Arc::clone(&view)).subscribe(),
+                replica,
+                clock: hlc,
+                hasher,
+                transport: Arc::new(network.transport(id.tag())),
+            });
+            Node {
+                tag: id.tag(),
+                clock,
+                store,
+                coordinator,
+            }
+        });
+        Self {
+            nodes: nodes.collect(),
+            network,
+            hasher,
+            partitions,
+        }
+    }
+
+    async fn run(&self, node: usize, action: Action) -> Outcome {
+        let request = Request {
+            key: Bytes::from_static(b"key"),
+            action,
+        };
+        self.nodes[node]
+            .coordinator
+            .run(vec![request])
+            .await
+            .pop()
+            .unwrap()
+    }
+
+    async fn set(&self, node: usize, value: &'static str) -> Outcome {
+        let value = Bytes::from_static(value.as_bytes());
+        self.run(
+            node,
+            Action::Set {
+                value,
+                expires_at: None,
+            },
+        )
+        .await
+    }
+
+    async fn get(&self, node: usize) -> Option<Bytes> {
+        match self.run(node, Action::Get).await {
+            Outcome::Value(value) => value,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// What a node itself holds.
+    fn held(&self, node: usize) -> Option<Record> {
+        let hash = self.hasher.hash(b"key");
+        let key = HashedKey {
+            bytes: b"key",
+            hash,
+            partition: self.partitions.of(hash),
+        };
+        let now = self.nodes[node].clock.wall();
+        self.nodes[node]
+            .store
+            .read(key, now, |record| record.map(|record| record.to_record()))
+    }
+
+    /// Cuts a node off, in both directions.
+    fn isolate(&self, node: usize) {
+        self.others(node, |network, a, b| network.cut(a, b));
+    }
+
+    fn heal(&self, node: usize) {
+        self.others(node, |network, a, b| network.heal(a, b));
+    }
+
+    fn others(&self, node: usize, change: impl Fn(&MemoryNetwork, NodeTag, NodeTag)) {
+        let tag = self.nodes[node].tag;
+        for other in self.nodes.iter().filter(|other| other.tag != tag) {
+            change(&self.network, tag, other.tag);
+            change(&self.network, other.tag, tag);
+        }
+    }
+}
+
+fn member(id: &NodeId) -> Member {
+    Member {
+        tag: id.tag(),
+        id: id.clone(),
+        incarnation: 1,
+        zone: String::new(),
+        weight: 1,
+        role: Role::Member,
+        state: MemberState::Up,
+        quic: ([127, 0, 0, 1], 1).into(),
+        resp: String::new(),
+        http: String::new(),
+        reachable: true,
+    }
+}
+
+/// Lets everything that is on its way arrive.
+async fn settle() {
+    tokio::time::sleep(Duration::from_secs(3)).await;
+}
+
+fn value(text: &'static str) -> Option<Bytes> {
+    Some(Bytes::from_static(text.as_bytes()))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_later_write_wins_although_an_earlier_one_had_a_fast_clock() {
+    for offset_ms in [5_000, -5_000] {
+        let ring = Ring::new(3, 2, 2);
+        ring.nodes[1]
+            .clock
+            .offset_ms
+            .store(offset_ms, Ordering::Relaxed);
+        for (node, text) in [(1, "first"), (0, "second"), (1, "third"), (2, "fourth")] {
+            assert_eq!(
+                ring.set(node, text).await,
+                Outcome::Written,
+                "offset {offset_ms} ms"
+            );
+            for reader in 0..3 {
+                assert_eq!(ring.get(reader).await, value(text), "offset {offset_ms} ms");
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_write_that_never_met_the_fast_clock_is_stamped_anew() {
+    // With w = 1 the write can be acknowledged by a replica that knows nothing of the first one.
+    let ring = Ring::new(3, 3, 1);
+    ring.nodes[1]
+        .clock
+        .offset_ms
+        .store(5_000, Ordering::Relaxed);
+    ring.isolate(1);
+    assert_eq!(ring.set(1, "first").await, Outcome::Written);
+    ring.heal(1);
+    assert_eq!(ring.set(0, "second").await, Outcome::Written);
+    settle().await;
+    for node in 0..3 {
+        assert_eq!(ring.get(node).await, value("second"), "node {node}");
+    }
+    let restamped = &ring.nodes[0].coordinator.stats().superseded_writes;
+    assert_eq!(restamped.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clock_beyond_the_limit_is_refused_and_not_believed() {
+    let ring = Ring::new(3, 2, 2);
+    ring.nodes[1]
+        .clock
+        .offset_ms
+        .store(3_600_000, Ordering::Relaxed);
+    let Outcome::Failed(error @ RequestError::Write(_)) = ring.set(1, "from the future").await
+    else {
+        panic!("two of three replicas refuse it")
+    };
+    assert!(
+        error.to_string().contains("clock is too far ahead"),
+        "{error}"
+    );
+    assert_eq!(ring.set(0, "now").await, Outcome::Written);
+    assert_eq!(ring.get(2).await, value("now"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_an_hour_behind_is_told_so_and_harms_nobody() {
+    let ring = Ring::new(3, 2, 2);
+    ring.nodes[1]
+        .clock
+        .offset_ms
+        .store(-3_600_000, Ordering::Relaxed);
+    assert_eq!(ring.set(0, "now").await, Outcome::Written);
+    // It cannot stamp a write above what the others hold without believing their clocks.
+    let Outcome::Failed(error) = ring.set(1, "then").await else {
+        panic!("it is refused")
+    };
+    assert!(error.to_string().contains("clock"), "{error}");
+    assert_eq!(ring.set(2, "later").await, Outcome::Written);
+    assert_eq!(ring.get(0).await, value("later"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stale_replica_is_repaired_before_the_answer() {
+    let ring = Ring::new(3, 2, 2);
+    ring.set(0, "old").await;
+    settle().await;
+    ring.isolate(2);
+    assert_eq!(ring.set(0, "new").await, Outcome::Written);
+    settle().await;
+    ring.heal(2);
+    assert_eq!(
+        ring.held(2).map(|record| record.body),
+        Some(quorate::model::Body::Value(value("old").unwrap()))
+    );
+    // The stale node asks itself and one more: it must not answer with what it holds.
+    assert_eq!(ring.get(2).await, value("new"));
+    assert_eq!(ring.held(2), ring.held(0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn deletes_repair_like_writes() {
+    let ring = Ring::new(3, 2, 2);
+    ring.set(0, "value").await;
+    settle().await;
+    ring.isolate(2);
+    assert_eq!(ring.run(0, Action::Delete).await, Outcome::Deleted(true));
+    settle().await;
+    ring.heal(2);
+    assert_eq!(ring.get(2).await, None);
+    assert_eq!(ring.run(1, Action::Delete).await, Outcome::Deleted(false));
+    assert_eq!(
+        ring.held(2).map(|record| record.body),
+        Some(quorate::model::Body::Tombstone)
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_expiry_reaches_all_replicas_and_is_undone() {
+    let ring = Ring::new(3, 2, 3);
+    ring.set(0, "value").await;
+    settle().await;
+    let at = Some(Millis(ring.nodes[0].clock.wall().0 + 60_000));
+    let outcome = ring.run(1, Action::Expire { at }).await;
+    assert_eq!(
+        outcome,
+        Outcome::Expiry {
+            existed: true,
+            had_end: false
+        }
+    );
+    for node in 0..3 {
+        assert_eq!(
+            ring.held(node).and_then(|record| record.expiry.at),
+            at,
+            "node {node}"
+        );
+    }
+    let outcome = ring.run(2, Action::Expire { at: None }).await;
+    assert_eq!(
+        outcome,
+        Outcome::Expiry {
+            existed: true,
+            had_end: true
+        }
+    );
+    ring.run(0, Action::Delete).await;
+    let outcome = ring.run(0, Action::Expire { at }).await;
+    assert_eq!(
+        outcome,
+        Outcome::Expiry {
+            existed: false,
+            had_end: false
+        }
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_expiry_repairs_a_replica_that_holds_an_older_value() {
+    let ring = Ring::new(3, 2, 2);
+    ring.set(0, "old").await;
+    settle().await;
+    ring.isolate(2);
+    ring.set(0, "new").await;
+    settle().await;
+    ring.heal(2);
+    let at = Some(Millis(ring.nodes[0].clock.wall().0 + 60_000));
+    let outcome = ring.run(2, Action::Expire { at }).await;
+    assert_eq!(
+        outcome,
+        Outcome::Expiry {
+            existed: true,
+            had_end: false
+        }
+    );
+    settle().await;
+    assert_eq!(ring.held(2), ring.held(0));
+    assert_eq!(ring.get(2).await, value("new"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_quorum_the_answer_comes_at_the_timeout_and_says_how_many() {
+    let ring = Ring::new(3, 2, 3);
+    ring.set(0, "value").await;
+    ring.isolate(2);
+    let start = SystemClock.monotonic();
+    let Outcome::Failed(RequestError::Write(quorum)) = ring.set(0, "other").await else {
+        panic!("two of three acknowledge")
+    };
+    assert_eq!((quorum.need, quorum.got), (3, 2));
+    assert!(
+        start.elapsed() <= Duration::from_millis(1_100),
+        "{:?}",
+        start.elapsed()
+    );
+    assert!(ring.get(0).await.is_some(), "reads at r = 2 go on");
+}
+
+#[tokio::test(start_paused = true)]
+async fn writes_of_one_key_in_one_batch_keep_their_order() {
+    let ring = Ring::new(3, 2, 2);
+    let write = |number: usize| Request {
+        key: Bytes::from_static(b"key"),
+        action: Action::Set {
+            value: Bytes::from(number.to_string()),
+            expires_at: None,
+        },
+    };
+    for round in 0..20 {
+        // A competitor writes the same key at the same time.
+        let batch = (0..50).map(|number| write(round * 100 + number)).collect();
+        let (outcomes, _) =
+            tokio::join!(ring.nodes[0].coordinator.run(batch), ring.set(1, "other"));
+        assert!(outcomes.iter().all(|outcome| *outcome == Outcome::Written));
+        settle().await;
+        let last = Bytes::from((round * 100 + 49).to_string());
+        let read = ring.get(2).await;
+        assert!(read == Some(last) || read == value("other"), "{read:?}");
+    }
+}
