@@ -1,0 +1,87 @@
+//! How even placement is, how much a join and a leave move, and how long it takes.
+//!
+//! `cargo bench --bench placement`, with the number of partitions as an argument if not 4096.
+
+use std::io::{self, Write};
+use std::time::Instant;
+
+use quorate::model::NodeId;
+use quorate::ring::{Candidate, Partitions, Placement};
+
+const HOMES: u8 = 3;
+
+fn main() -> anyhow::Result<()> {
+    // Cargo itself adds `--bench`.
+    let count = std::env::args().skip(1).find(|arg| !arg.starts_with("--"));
+    let partitions = Partitions::new(count.map_or(Ok(4_096), |count| count.parse())?)?;
+    let mut out = io::stdout().lock();
+    writeln!(
+        out,
+        "{} partitions, n = {HOMES}, equal members",
+        partitions.count()
+    )?;
+    writeln!(
+        out,
+        "fullest: times the mean; join, leave: homes moved, times the least possible"
+    )?;
+    writeln!(
+        out,
+        "{:>7} {:>8} {:>7} {:>7} {:>9}",
+        "members", "fullest", "join", "leave", "ms"
+    )?;
+    for members in [3, 5, 10, 30, 100, 300, 1_000] {
+        let row = measure(members, partitions)?;
+        writeln!(
+            out,
+            "{members:>7} {:>8.3} {:>7.3} {:>7.3} {:>9.1}",
+            row.fullest, row.join, row.leave, row.millis
+        )?;
+    }
+    Ok(())
+}
+
+struct Row {
+    fullest: f64,
+    join: f64,
+    leave: f64,
+    millis: f64,
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
+fn measure(count: usize, partitions: Partitions) -> anyhow::Result<Row> {
+    let member = |number: usize| {
+        Ok(Candidate {
+            tag: format!("node-{number}").parse::<NodeId>()?.tag(),
+            weight: 1,
+            zone: "",
+        })
+    };
+    let members: Vec<_> = (0..=count).map(member).collect::<anyhow::Result<_>>()?;
+    #[expect(clippy::disallowed_methods, reason = "a benchmark reads the clock")]
+    let start = Instant::now();
+    let few = Placement::new(&members[..count], HOMES, partitions);
+    let millis = start.elapsed().as_secs_f64() * 1_000.0;
+    let more = Placement::new(&members, HOMES, partitions);
+    let held = members[..count]
+        .iter()
+        .map(|member| few.homes_held(member.tag));
+    let mean = f64::from(partitions.count()) * f64::from(HOMES) / count as f64;
+    // The least that can move is what the newcomer has in the end, or the leaver had.
+    let least = more.homes_held(members[count].tag) as f64;
+    Ok(Row {
+        fullest: held.max().unwrap_or(0) as f64 / mean,
+        join: moved(&few, &more, partitions) as f64 / least,
+        leave: moved(&more, &few, partitions) as f64 / least,
+        millis,
+    })
+}
+
+/// Homes after that were none before.
+fn moved(before: &Placement, after: &Placement, partitions: Partitions) -> usize {
+    let new_homes = |partition| {
+        let had = before.homes(partition);
+        let has = after.homes(partition).iter();
+        has.filter(|home| !had.contains(home)).count()
+    };
+    partitions.all().map(new_homes).sum()
+}
