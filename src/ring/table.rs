@@ -212,7 +212,7 @@ impl MemberTable {
             return Err(TableError::Damaged("wrong checksum"));
         }
         let Format(found) =
-            rmp_serde::from_slice(body).map_err(|_| TableError::Damaged("no table"))?;
+            rmp_serde::from_slice(body).map_err(|_not_one| TableError::Damaged("no table"))?;
         if found != FORMAT {
             return Err(TableError::Format { found });
         }
