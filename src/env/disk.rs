@@ -11,14 +11,14 @@ use thiserror::Error;
 
 /// A file operation that failed, with the file it was for.
 #[derive(Debug, Error)]
-#[error("cannot {action} {}: {source}", path.display())]
+#[error("cannot {action} {}: {cause}", path.display())]
 pub struct DiskError {
     /// What was tried: `read`, `write`, ...
     pub action: &'static str,
     /// On which file.
     pub path: PathBuf,
     /// What the operating system said.
-    pub source: io::Error,
+    pub cause: io::Error,
 }
 
 /// Files of one node, by name, below one directory. A name has no `/`.
@@ -60,7 +60,7 @@ impl Disk for RealDisk {
         match fs::read(&path) {
             Ok(content) => Ok(Some(content)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(failed("read", &path)(source)),
+            Err(cause) => Err(failed("read", &path)(cause)),
         }
     }
 
@@ -102,10 +102,10 @@ impl Disk for MemoryDisk {
 
 fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DiskError {
     let path = path.to_owned();
-    move |source| DiskError {
+    move |cause| DiskError {
         action,
         path,
-        source,
+        cause,
     }
 }
 

@@ -27,11 +27,11 @@ use crate::node::status::{NodeStatus, RingStatus};
 /// The address cannot be used.
 #[derive(Debug, Error)]
 #[error(
-    "cannot listen on TCP {addr} (http_listen): {source}; stop what uses it or choose another port"
+    "cannot listen on TCP {addr} (http_listen): {cause}; stop what uses it or choose another port"
 )]
 pub struct HttpError {
     addr: SocketAddr,
-    source: std::io::Error,
+    cause: std::io::Error,
 }
 
 /// What the door shows.
@@ -46,9 +46,9 @@ pub struct Shown {
 /// Opens the door; it serves until the tasks of the environment end.
 pub async fn serve(listen: SocketAddr, shown: Shown, env: &Env) -> Result<(), HttpError> {
     let bound = TcpListener::bind(listen).await;
-    let listener = bound.map_err(|source| HttpError {
+    let listener = bound.map_err(|cause| HttpError {
         addr: listen,
-        source,
+        cause,
     })?;
     let (tasks, shown) = (env.tasks.clone(), Arc::new(shown));
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));

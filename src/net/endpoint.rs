@@ -39,13 +39,13 @@ pub struct Config {
 pub enum NetError {
     /// The address is taken or is not one of this machine.
     #[error(
-        "cannot listen on UDP {addr} (quic_listen): {source}; stop what uses it or choose another port"
+        "cannot listen on UDP {addr} (quic_listen): {cause}; stop what uses it or choose another port"
     )]
     Bind {
         /// The address.
         addr: SocketAddr,
         /// What the operating system said.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// The certificates do not make a TLS configuration.
     #[error(transparent)]
@@ -90,9 +90,9 @@ pub(super) struct Inner {
 impl Endpoint {
     /// Opens the socket. Nothing is accepted before [`Endpoint::serve`].
     pub fn bind(config: &Config, credentials: &Credentials, env: &Env) -> Result<Self, NetError> {
-        let bind_failed = |source| NetError::Bind {
+        let bind_failed = |cause| NetError::Bind {
             addr: config.listen,
-            source,
+            cause,
         };
         let socket = UdpSocket::bind(config.listen).map_err(bind_failed)?;
         enlarge_buffers(&socket);

@@ -197,7 +197,7 @@ impl ReadOp {
         let replied = count_u8(&self.replicas, |r| matches!(r.state, State::Holds(_)));
         let waiting = count_u8(&self.replicas, |r| matches!(r.state, State::Waiting));
         if replied < self.need {
-            if replied + waiting < self.need && self.outcome.is_none() {
+            if waiting == 0 && self.outcome.is_none() {
                 self.fail(actions);
             }
             return;
@@ -394,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn too_many_failures_end_it_without_waiting() {
+    fn when_all_have_answered_or_failed_it_ends() {
         let mut op = ReadOp::new(3, 2, Want::Summary, 0);
         let mut actions = Vec::new();
         op.on_failed(1, None, &mut actions);

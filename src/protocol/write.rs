@@ -162,7 +162,8 @@ impl WriteOp {
         if applied >= self.need {
             self.outcome = Some(Ok(self.prior));
             actions.push(WriteAction::Finished);
-        } else if applied + waiting < self.need {
+        } else if waiting == 0 {
+            // Not before: the caller is told how many acknowledged, and all have had their say.
             self.fail(actions);
         }
     }
@@ -232,15 +233,17 @@ mod tests {
     }
 
     #[test]
-    fn impossible_quorums_fail_at_once_and_say_how_many() {
+    fn impossible_quorums_say_how_many_acknowledged() {
         let mut op = WriteOp::new(3, 3, version(5));
         let mut actions = Vec::new();
         op.on_applied(0, version(5), Prior::default(), &mut actions);
         op.on_failed(1, version(5), Some(Refusal::ClockDrift), &mut actions);
+        assert_eq!(actions, [], "the third one still counts");
+        op.on_applied(2, version(5), Prior::default(), &mut actions);
         assert_eq!(actions, [WriteAction::Finished]);
         let error = QuorumNotMet {
             need: 3,
-            got: 1,
+            got: 2,
             refusal: Some(Refusal::ClockDrift),
         };
         assert_eq!(op.outcome(), Some(&Err(error)));

@@ -61,21 +61,21 @@ pub struct Config {
 pub enum RespServerError {
     /// The TCP address is taken or is not one of this machine.
     #[error(
-        "cannot listen on TCP {addr} (resp_listen): {source}; stop what uses it or choose another port"
+        "cannot listen on TCP {addr} (resp_listen): {cause}; stop what uses it or choose another port"
     )]
     Bind {
         /// The address.
         addr: SocketAddr,
         /// What the operating system said.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The socket's path cannot be used.
-    #[error("cannot listen on {} (resp_socket): {source}", path.display())]
+    #[error("cannot listen on {} (resp_socket): {cause}", path.display())]
     Socket {
         /// The path.
         path: PathBuf,
         /// What the operating system said.
-        source: io::Error,
+        cause: io::Error,
     },
     /// An open door on the network.
     #[error(
@@ -136,20 +136,21 @@ impl RespServer {
             }
             Some(addr) => {
                 let bound = TcpListener::bind(addr).await;
-                Some(bound.map_err(|source| RespServerError::Bind { addr, source })?)
+                Some(bound.map_err(|cause| RespServerError::Bind { addr, cause })?)
             }
             None => None,
         };
-        let unix =
-            match &config.socket {
-                Some(path) => Some(bind_unix(path, SOCKET_MODE).map_err(|source| {
-                    RespServerError::Socket {
+        let unix = match &config.socket {
+            Some(path) => {
+                Some(
+                    bind_unix(path, SOCKET_MODE).map_err(|cause| RespServerError::Socket {
                         path: path.clone(),
-                        source,
-                    }
-                })?),
-                None => None,
-            };
+                        cause,
+                    })?,
+                )
+            }
+            None => None,
+        };
         let shared = Arc::new(Shared {
             config,
             env: env.clone(),

@@ -1,0 +1,216 @@
+//! Real clusters of real processes, for the tests that need them.
+
+#![allow(dead_code, reason = "each test file uses its own part of this")]
+
+use std::io::{BufRead, BufReader};
+use std::net::{TcpListener, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+pub(crate) const QUORATE: &str = env!("CARGO_BIN_EXE_quorate");
+
+/// Generous: two busy cores, an unoptimised program.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A cluster started by `quorate dev`, stopped when dropped.
+pub(crate) struct Cluster {
+    dev: Child,
+    pub(crate) dir: TempDir,
+    pub(crate) nodes: Vec<Node>,
+    restarted: Vec<Child>,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Node {
+    pub(crate) id: String,
+    pub(crate) pid: u32,
+    pub(crate) resp: String,
+    pub(crate) http: String,
+    pub(crate) socket: PathBuf,
+    pub(crate) config: PathBuf,
+}
+
+impl Cluster {
+    /// Starts so many nodes with these settings on top.
+    pub(crate) fn start(nodes: u16, settings: &[&str]) -> Self {
+        for _attempt in 0..5 {
+            if let Some(cluster) = Self::try_start(nodes, settings) {
+                return cluster;
+            }
+        }
+        panic!("no cluster after five attempts");
+    }
+
+    fn try_start(nodes: u16, settings: &[&str]) -> Option<Self> {
+        let dir = tempfile::tempdir().unwrap();
+        let mut command = Command::new(QUORATE);
+        command.args(["dev", "--nodes", &nodes.to_string()]);
+        command.arg("--dir").arg(dir.path().join("c"));
+        command.args(["--resp-port", &free_ports(nodes).to_string()]);
+        settings
+            .iter()
+            .for_each(|setting| _ = command.args(["--set", setting]));
+        let mut dev = command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(dev.stdout.take().unwrap()).lines();
+        let is_ready = lines.map_while(Result::ok).any(|line| line == "ready");
+        if !is_ready {
+            // Another test took one of its ports, most likely.
+            dev.wait().unwrap();
+            return None;
+        }
+        let text = std::fs::read_to_string(dir.path().join("c/cluster.json")).unwrap();
+        let file: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let node = |node: &serde_json::Value| {
+            let text = |field: &str| node[field].as_str().unwrap().to_owned();
+            Node {
+                id: text("id"),
+                pid: u32::try_from(node["pid"].as_u64().unwrap()).unwrap(),
+                resp: text("resp"),
+                http: text("http"),
+                socket: text("socket").into(),
+                config: text("config").into(),
+            }
+        };
+        let nodes = file["nodes"].as_array().unwrap().iter().map(node).collect();
+        Some(Self {
+            dev,
+            dir,
+            nodes,
+            restarted: Vec::new(),
+        })
+    }
+
+    pub(crate) fn connect(&self, node: usize) -> redis::Connection {
+        connect(&self.nodes[node].resp)
+    }
+
+    /// Kills a node as `kill -9` does.
+    pub(crate) fn kill(&self, node: usize) {
+        signal(self.nodes[node].pid, "-KILL");
+    }
+
+    /// Starts a node again that was killed.
+    pub(crate) fn restart(&mut self, node: usize) {
+        let child = Command::new(QUORATE)
+            .args(["run", "--config"])
+            .arg(&self.nodes[node].config)
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        self.nodes[node].pid = child.id();
+        self.restarted.push(child);
+    }
+
+    /// Which nodes a node can reach, by `ring status --json`.
+    pub(crate) fn reachable(&self, seen_by: usize) -> Vec<bool> {
+        let status = self.ring_status(seen_by);
+        let nodes = status["nodes"].as_array().unwrap().clone();
+        nodes
+            .iter()
+            .map(|node| node["reachable"].as_bool().unwrap())
+            .collect()
+    }
+
+    pub(crate) fn ring_status(&self, seen_by: usize) -> serde_json::Value {
+        let socket = self.nodes[seen_by].socket.to_str().unwrap();
+        let output = quorate(&["ring", "status", "--json", "--socket", socket]);
+        serde_json::from_slice(&output.stdout).unwrap_or_default()
+    }
+
+    /// Stops the cluster as Ctrl-C does; the exit code.
+    pub(crate) fn stop(&mut self) -> Option<i32> {
+        for child in &mut self.restarted {
+            signal(child.id(), "-KILL");
+            child.wait().unwrap();
+        }
+        self.restarted.clear();
+        signal(self.dev.id(), "-TERM");
+        self.dev.wait().unwrap().code()
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if self.dev.try_wait().unwrap().is_none() {
+            self.stop();
+        }
+    }
+}
+
+pub(crate) fn connect(addr: &str) -> redis::Connection {
+    let client = redis::Client::open(format!("redis://{addr}")).unwrap();
+    client
+        .get_connection_with_timeout(Duration::from_secs(10))
+        .unwrap()
+}
+
+pub(crate) fn quorate(args: &[&str]) -> Output {
+    Command::new(QUORATE).args(args).output().unwrap()
+}
+
+pub(crate) fn signal(pid: u32, which: &str) {
+    Command::new("kill")
+        .args([which, &pid.to_string()])
+        .status()
+        .unwrap();
+}
+
+/// Waits until something is true; panics with `what` when it takes too long.
+pub(crate) fn eventually(
+    what: &str,
+    deadline: Duration,
+    mut is_true: impl FnMut() -> bool,
+) -> Duration {
+    let start = Instant::now();
+    while !is_true() {
+        assert!(
+            start.elapsed() < deadline,
+            "not within {deadline:?}: {what}"
+        );
+        // Only the pace of asking: the condition decides.
+        std::thread::park_timeout(Duration::from_millis(20));
+    }
+    start.elapsed()
+}
+
+/// A port such that it and its neighbours, and those 100 and 200 above, are free.
+fn free_ports(nodes: u16) -> u16 {
+    let is_free = |port: u16| {
+        (port..port + nodes).all(|port| {
+            TcpListener::bind(("127.0.0.1", port)).is_ok()
+                && UdpSocket::bind(("127.0.0.1", port + 100)).is_ok()
+                && TcpListener::bind(("127.0.0.1", port + 200)).is_ok()
+        })
+    };
+    // Below the range that the system gives to clients. Parallel tests begin at different places.
+    let start = 12_000 + u16::try_from(std::process::id() % 30).unwrap() * 500;
+    let mut candidates = (0..40).map(|step| start + step * 300 % 15_000 + step * 7);
+    candidates
+        .find(|&port| is_free(port))
+        .expect("some free ports")
+}
+
+/// A certificate authority and certificates below a directory, made by the program itself.
+pub(crate) fn certificates(dir: &Path, cluster: &str, nodes: &[&str]) {
+    let dir = dir.to_str().unwrap();
+    assert!(
+        quorate(&["certs", "init", "--dir", dir, "--cluster", cluster])
+            .status
+            .success()
+    );
+    for node in nodes {
+        let issued = quorate(&["certs", "issue", "--dir", dir, "--node", node]);
+        assert!(
+            issued.status.success(),
+            "{}",
+            String::from_utf8_lossy(&issued.stderr)
+        );
+    }
+}
