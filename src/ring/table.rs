@@ -120,7 +120,7 @@ impl MemberTable {
 
     /// Takes what is newer in another table; whether anything was.
     ///
-    /// Law: commutative, associative and idempotent, up to [`ENTRIES_MAX`] entries.
+    /// Law: commutative, associative and idempotent, up to `ENTRIES_MAX` entries.
     pub fn merge(&mut self, other: &Self) -> bool {
         let merged = other
             .entries
