@@ -172,6 +172,7 @@ fn plan(
         format!("cluster={CLUSTER}"),
         format!("node={id}"),
         format!("n={n}"),
+        format!("threads={}", threads_each(args.nodes)),
         format!("data_dir={}", data.display()),
         format!("ca_file={}", dir.join("certs").join("ca.pem").display()),
         format!("cert_file={}", files.cert.display()),
@@ -196,6 +197,13 @@ fn plan(
         dir: node_dir,
         settings,
     })
+}
+
+/// The machine's cores shared among the nodes: more threads than cores only get in each other's
+/// way.
+fn threads_each(nodes: u16) -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    (cores / usize::from(nodes)).max(1)
 }
 
 fn start(planned: Planned) -> anyhow::Result<Running> {

@@ -1,6 +1,6 @@
 //! All settings of a node in one file, with defaults, checks and messages.
 //!
-//! One table ([`settings`]) says for every key its type, default, limits and meaning; parsing,
+//! One table (`settings.rs`) says for every key its type, default, limits and meaning; parsing,
 //! `config default` and all messages come from it. Loading is pure: text in, settings or the full
 //! list of problems out. Only [`Sources::read`] touches the file system and the environment.
 //! Knows nothing of what the settings are used for.

@@ -7,7 +7,7 @@ use crate::env::Env;
 use crate::ring::Partitions;
 use crate::store::Store;
 
-/// Looks at every partition once in a [`ROUND`], for as long as the environment's tasks run.
+/// Looks at every partition once in ten seconds, for as long as the environment's tasks run.
 pub async fn sweep(store: Arc<Store>, partitions: Partitions, env: Env) {
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

@@ -2,6 +2,7 @@
 //!
 //! Knows nothing of time, sockets or how it is learnt who is alive.
 
+mod content;
 mod partitions;
 mod placement;
 mod table;

@@ -1,5 +1,6 @@
 //! Equal slices of the hash space.
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::model::PartitionId;
@@ -16,7 +17,8 @@ pub enum RingError {
 }
 
 /// How many partitions a cluster has. Fixed when it is born.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "u32", into = "u32")]
 pub struct Partitions {
     count: u32,
 }
@@ -50,6 +52,20 @@ impl Partitions {
     }
 }
 
+impl TryFrom<u32> for Partitions {
+    type Error = RingError;
+
+    fn try_from(count: u32) -> Result<Self, RingError> {
+        Self::new(count)
+    }
+}
+
+impl From<Partitions> for u32 {
+    fn from(partitions: Partitions) -> Self {
+        partitions.count
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -72,5 +88,13 @@ mod tests {
         assert_eq!(partitions.of(0xabc << 52), PartitionId(0xabc));
         assert_eq!(Partitions::new(1).unwrap().of(u64::MAX), PartitionId(0));
         assert_eq!(partitions.all().count(), 4_096);
+    }
+
+    #[test]
+    fn a_number_that_is_none_is_refused_when_read() {
+        let bytes = |count: u32| rmp_serde::to_vec(&count).unwrap();
+        let read = |count| rmp_serde::from_slice::<Partitions>(&bytes(count));
+        assert_eq!(read(64).unwrap(), Partitions::new(64).unwrap());
+        assert!(read(65).is_err());
     }
 }

@@ -9,7 +9,7 @@
 //!
 //! All arithmetic is on integers: equal members give equal homes on every machine.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::model::{NodeTag, PartitionId};
 
@@ -37,6 +37,8 @@ pub struct Placement {
     /// All members in each partition's order, one partition after the other.
     orders: Vec<NodeTag>,
     members: usize,
+    /// How many partitions each member is a home of.
+    held: BTreeMap<NodeTag, usize>,
 }
 
 impl Placement {
@@ -58,8 +60,14 @@ impl Placement {
             }
         }
         let tag = |&member: &usize| members[member].tag;
+        let homes: Vec<NodeTag> = deal.homes.iter().flatten().map(tag).collect();
+        let mut held = BTreeMap::new();
+        for &home in &homes {
+            *held.entry(home).or_default() += 1;
+        }
         Self {
-            homes: deal.homes.iter().flatten().map(tag).collect(),
+            homes,
+            held,
             homes_each,
             orders: orders.iter().flatten().map(tag).collect(),
             members: members.len(),
@@ -85,7 +93,7 @@ impl Placement {
     /// How many partitions a member is a home of.
     #[must_use]
     pub fn homes_held(&self, tag: NodeTag) -> usize {
-        self.homes.iter().filter(|&&home| home == tag).count()
+        self.held.get(&tag).copied().unwrap_or(0)
     }
 }
 
@@ -217,8 +225,6 @@ const fn mix(mut x: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use proptest::prelude::*;
 
     use super::*;
@@ -242,15 +248,6 @@ mod tests {
         Partitions::new(Q).unwrap().all()
     }
 
-    fn held(placement: &Placement) -> BTreeMap<NodeTag, usize> {
-        let mut held = BTreeMap::new();
-        placement
-            .homes
-            .iter()
-            .for_each(|&home| *held.entry(home).or_default() += 1);
-        held
-    }
-
     /// Homes of `after` that were no homes before, over all partitions.
     fn moved(before: &Placement, after: &Placement) -> usize {
         all()
@@ -272,7 +269,7 @@ mod tests {
             let before = place(&members[..members.len() - 1], 3);
             let after = place(&members, 3);
             let mean = f64::from(Q) * 3.0 / count as f64;
-            let most = held(&before).values().copied().max().unwrap() as f64 / mean;
+            let most = before.held.values().copied().max().unwrap() as f64 / mean;
             assert!(
                 most <= 1.11,
                 "{count} members: the fullest has {most:.3} times the mean"

@@ -5,15 +5,16 @@
 //! whatever order and however often.
 
 use std::collections::BTreeMap;
-use std::hash::{Hash, Hasher};
+use std::fmt;
 use std::net::SocketAddr;
 
-use serde::{Deserialize, Serialize};
-use siphasher::sip::SipHasher13;
+use serde::de::{Error as _, IgnoredAny, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use thiserror::Error;
 
+use super::content::{bytes_hash, content_hash, packed};
 use super::{Member, MemberState, Role};
-use crate::model::NodeId;
+use crate::model::{NodeId, NodeTag};
 
 /// What the ring knows of one node.
 ///
@@ -119,7 +120,7 @@ impl MemberTable {
 
     /// Takes what is newer in another table; whether anything was.
     ///
-    /// Law: commutative, associative and idempotent, up to [`ENTRIES_MAX`] entries.
+    /// Law: commutative, associative and idempotent, up to `ENTRIES_MAX` entries.
     pub fn merge(&mut self, other: &Self) -> bool {
         let merged = other
             .entries
@@ -142,11 +143,7 @@ impl MemberTable {
     /// A number for the content: equal tables have equal ones, on every machine.
     #[must_use]
     pub fn digest(&self) -> u64 {
-        let mut hasher = SipHasher13::new();
-        self.entries
-            .values()
-            .for_each(|entry| entry.hash(&mut hasher));
-        hasher.finish()
+        content_hash(&self.entries.values().collect::<Vec<_>>())
     }
 
     /// Nodes that cannot be in the ring because of another one, with the reason. Every node draws
@@ -157,6 +154,10 @@ impl MemberTable {
     /// moved away or is gone.
     #[must_use]
     pub fn conflicts(&self) -> Vec<(NodeId, String)> {
+        self.conflicts_by(NodeId::tag)
+    }
+
+    fn conflicts_by(&self, tag: impl Fn(&NodeId) -> NodeTag) -> Vec<(NodeId, String)> {
         let mut losers = Vec::new();
         let mut by_tag = BTreeMap::new();
         let mut by_addr: BTreeMap<SocketAddr, &MemberEntry> = BTreeMap::new();
@@ -165,8 +166,8 @@ impl MemberTable {
             .values()
             .filter(|entry| entry.state != MemberState::Left);
         for entry in present {
-            if let Some(first) = by_tag.insert(entry.id.tag(), &entry.id) {
-                by_tag.insert(entry.id.tag(), first);
+            if let Some(first) = by_tag.insert(tag(&entry.id), &entry.id) {
+                by_tag.insert(tag(&entry.id), first);
                 losers.push((
                     entry.id.clone(),
                     format!("its name hashes like that of {first}"),
@@ -193,30 +194,27 @@ impl MemberTable {
     #[must_use]
     pub fn to_bytes(&self, cluster: &str, partitions: u32) -> Vec<u8> {
         let entries: Vec<_> = self.entries.values().collect();
-        // A struct of text and numbers always has a MessagePack form.
-        let body = rmp_serde::to_vec(&(FORMAT, cluster, partitions, entries)).unwrap_or_default();
-        let mut bytes = checksum(&body).to_le_bytes().to_vec();
+        let body = packed(&(FORMAT, cluster, partitions, entries));
+        let mut bytes = bytes_hash(&body).to_le_bytes().to_vec();
         bytes.extend(body);
         bytes
     }
 
     /// A table from bytes; those of another cluster are refused.
     pub fn from_bytes(bytes: &[u8], cluster: &str, partitions: u32) -> Result<Self, TableError> {
+        if bytes.len() > TABLE_BYTES_MAX {
+            return Err(TableError::Damaged("too long"));
+        }
         let (sum, body) = bytes
             .split_first_chunk()
             .ok_or(TableError::Damaged("too short"))?;
-        if u64::from_le_bytes(*sum) != checksum(body) {
+        if u64::from_le_bytes(*sum) != bytes_hash(body) {
             return Err(TableError::Damaged("wrong checksum"));
         }
-        // The format stands first and is read first: what follows may look otherwise.
-        let format: (
-            u32,
-            serde::de::IgnoredAny,
-            serde::de::IgnoredAny,
-            serde::de::IgnoredAny,
-        ) = rmp_serde::from_slice(body).map_err(|_error| TableError::Damaged("no table"))?;
-        if format.0 != FORMAT {
-            return Err(TableError::Format { found: format.0 });
+        let Format(found) =
+            rmp_serde::from_slice(body).map_err(|_not_one| TableError::Damaged("no table"))?;
+        if found != FORMAT {
+            return Err(TableError::Format { found });
         }
         let (_, found_cluster, found, entries): (u32, String, u32, Vec<MemberEntry>) =
             rmp_serde::from_slice(body).map_err(|_error| TableError::Damaged("no table"))?;
@@ -241,14 +239,39 @@ impl MemberTable {
     }
 }
 
-fn checksum(body: &[u8]) -> u64 {
-    SipHasher13::new().hash(body)
+/// The format of a table, read without what follows: in a later one that may look otherwise.
+struct Format(u32);
+
+impl<'de> Deserialize<'de> for Format {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct First;
+
+        impl<'de> Visitor<'de> for First {
+            type Value = Format;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list that starts with a format")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Format, A::Error> {
+                let format = list.next_element()?;
+                while list.next_element::<IgnoredAny>()?.is_some() {}
+                format
+                    .map(Format)
+                    .ok_or_else(|| A::Error::invalid_length(0, &self))
+            }
+        }
+
+        deserializer.deserialize_seq(First)
+    }
 }
 
 /// The format of [`MemberTable::to_bytes`].
 const FORMAT: u32 = 1;
 /// Twice the largest cluster: those who left are remembered too.
 const ENTRIES_MAX: usize = 2_048;
+/// Two KiB an entry: names and addresses take a tenth of it.
+const TABLE_BYTES_MAX: usize = ENTRIES_MAX * 2_048;
 
 #[cfg(test)]
 mod tests {
@@ -331,6 +354,110 @@ mod tests {
             addresses.dedup();
             prop_assert_eq!(addresses.len(), all);
         }
+    }
+
+    fn up(name: &str, incarnation: u64, port: u16) -> MemberEntry {
+        MemberEntry {
+            id: name.parse().unwrap(),
+            incarnation,
+            revision: 0,
+            state: MemberState::Up,
+            role: Role::Member,
+            zone: String::new(),
+            weight: 1,
+            quic: ([127, 0, 0, 1], port).into(),
+            resp: String::new(),
+            http: String::new(),
+        }
+    }
+
+    fn table_of(entries: impl IntoIterator<Item = MemberEntry>) -> MemberTable {
+        let mut table = MemberTable::default();
+        for entry in entries {
+            table.merge_entry(entry);
+        }
+        table
+    }
+
+    fn names(losers: Vec<(NodeId, String)>) -> Vec<String> {
+        losers.into_iter().map(|(loser, _)| loser.into()).collect()
+    }
+
+    #[test]
+    fn who_left_comes_back_by_a_new_start_or_a_higher_revision_only() {
+        let left = MemberEntry {
+            state: MemberState::Left,
+            revision: 1,
+            ..up("a", 5, 1)
+        };
+        let mut table = table_of([left.clone()]);
+        for revision in [0, 1] {
+            assert!(!table.merge_entry(MemberEntry {
+                revision,
+                ..up("a", 5, 1)
+            }));
+        }
+        assert_eq!(table.get(&left.id), Some(&left));
+        let revised = MemberEntry {
+            revision: 2,
+            ..up("a", 5, 1)
+        };
+        assert!(table.clone().merge_entry(revised));
+        assert!(table.merge_entry(up("a", 6, 1)));
+    }
+
+    #[test]
+    fn of_two_at_one_address_the_later_start_stays() {
+        let table = table_of([up("a", 7, 1), up("b", 9, 1), up("c", 8, 1), up("d", 1, 2)]);
+        assert_eq!(names(table.conflicts()), ["a", "c"]);
+    }
+
+    #[test]
+    fn of_two_with_one_tag_the_first_by_name_stays() {
+        // Names whose tags are equal cannot be found in reasonable time.
+        let first_letter = |id: &NodeId| NodeTag(u64::from(id.as_str().as_bytes()[0]));
+        let entries = [
+            up("a1", 1, 1),
+            up("a2", 9, 2),
+            up("b1", 1, 2),
+            up("b2", 9, 1),
+        ];
+        let table = table_of(entries);
+        // Who is out for its tag takes nobody's address: `b1` stays though `a2` started later.
+        assert_eq!(names(table.conflicts_by(first_letter)), ["a2", "b2"]);
+    }
+
+    #[test]
+    fn digest_is_fixed_for_ever() {
+        // Nodes compare it: a change here makes those of two versions fetch without end.
+        let table = table_of([up("a", 5, 1), up("b", 6, 2)]);
+        assert_eq!(table.digest(), DIGEST_OF_A_B);
+    }
+
+    const DIGEST_OF_A_B: u64 = 2_874_610_650_480_638_617;
+
+    #[test]
+    fn a_later_format_is_told_from_damage_whatever_it_looks_like() {
+        for body in [packed(&(2, "more", 1, 2, 3)), packed(&(2,))] {
+            let mut bytes = bytes_hash(&body).to_le_bytes().to_vec();
+            bytes.extend(body);
+            let error = MemberTable::from_bytes(&bytes, "blue", 64).unwrap_err();
+            assert!(matches!(error, TableError::Format { found: 2 }), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_largest_table_fits_its_bound_and_more_is_refused_unread() {
+        let long = |n: usize| MemberEntry {
+            zone: "z".repeat(63),
+            resp: "r".repeat(300),
+            http: "h".repeat(300),
+            ..up(&format!("{n:063}"), u64::MAX, u16::MAX)
+        };
+        let bytes = table_of((0..ENTRIES_MAX).map(long)).to_bytes("blue", 64);
+        assert!(MemberTable::from_bytes(&bytes, "blue", 64).is_ok());
+        let error = MemberTable::from_bytes(&vec![0; TABLE_BYTES_MAX + 1], "blue", 64);
+        assert!(matches!(error, Err(TableError::Damaged("too long"))));
     }
 
     #[test]

@@ -1,13 +1,12 @@
 //! The ring as one node sees it at one moment.
 
 use std::fmt;
-use std::hash::{Hash, Hasher};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use siphasher::sip::SipHasher13;
 
+use super::content::content_hash;
 use super::{Candidate, Partitions, Placement};
 use crate::model::{NodeId, NodeTag, PartitionId};
 
@@ -119,6 +118,16 @@ impl View {
         }
     }
 
+    /// The same ring with another opinion of who can be reached. Homes stay where they are.
+    #[must_use]
+    pub fn with_reachability(&self, is_reachable: impl Fn(&NodeId) -> bool) -> Self {
+        let mut view = self.clone();
+        for member in &mut view.members {
+            member.reachable = is_reachable(&member.id);
+        }
+        view
+    }
+
     /// What all members agree on.
     #[must_use]
     pub fn params(&self) -> &RingParams {
@@ -225,20 +234,19 @@ fn place(params: &RingParams, members: &[Member]) -> Placement {
 
 /// Of everything that decides where keys live, and nothing else.
 fn version(params: &RingParams, members: &[Member]) -> u64 {
-    let mut hasher = SipHasher13::new();
-    params.cluster.hash(&mut hasher);
-    (params.partitions.count(), params.n).hash(&mut hasher);
-    for member in members {
-        (
-            member.tag,
-            member.weight,
-            &member.zone,
-            member.role,
-            member.state,
-        )
-            .hash(&mut hasher);
-    }
-    hasher.finish()
+    let members: Vec<_> = members
+        .iter()
+        .map(|member| {
+            (
+                member.tag,
+                member.weight,
+                &member.zone,
+                member.role,
+                member.state,
+            )
+        })
+        .collect();
+    content_hash(&(&params.cluster, params.partitions, params.n, members))
 }
 
 #[cfg(test)]
@@ -282,6 +290,11 @@ mod tests {
         let after = before.update(members);
         assert_eq!(after.version(), before.version());
         assert!(Arc::ptr_eq(&after.placement, &before.placement));
+        let alone = before.with_reachability(|id| id.as_str() == "a");
+        let reachable: Vec<_> = alone.members().iter().map(|m| m.reachable).collect();
+        assert_eq!(reachable, [true, false, false, false]);
+        assert_eq!(alone.version(), before.version());
+        assert!(Arc::ptr_eq(&alone.placement, &before.placement));
         let fewer = before.update(before.members()[..3].to_vec());
         assert_ne!(fewer.version(), before.version());
         assert_eq!(fewer.homes(PartitionId(0)).len(), 3);
@@ -297,4 +310,28 @@ mod tests {
         assert_eq!(view.homes_held(view.members()[1].tag), 0);
         assert!((view.balance() - 1.0).abs() < f64::EPSILON);
     }
+
+    #[test]
+    fn version_is_of_what_places_keys_and_is_fixed_for_ever() {
+        let before = view(vec![member("a"), member("b")]);
+        // Nodes compare it: a change here looks to them like another ring.
+        assert_eq!(before.version(), VERSION_OF_A_B);
+        assert_eq!(
+            view(vec![member("b"), member("a")]).version(),
+            VERSION_OF_A_B
+        );
+        let changed = |change: fn(&mut Member)| {
+            let mut members = before.members().to_vec();
+            change(&mut members[0]);
+            before.update(members).version()
+        };
+        assert_eq!(changed(|m| m.incarnation = 9), VERSION_OF_A_B);
+        assert_eq!(changed(|m| m.http = "h".to_owned()), VERSION_OF_A_B);
+        assert_ne!(changed(|m| m.weight = 2), VERSION_OF_A_B);
+        assert_ne!(changed(|m| m.zone = "z".to_owned()), VERSION_OF_A_B);
+        assert_ne!(changed(|m| m.role = Role::Proxy), VERSION_OF_A_B);
+        assert_ne!(changed(|m| m.state = MemberState::Leaving), VERSION_OF_A_B);
+    }
+
+    const VERSION_OF_A_B: u64 = 10_839_540_876_157_715_885;
 }
