@@ -14,6 +14,8 @@ mod link;
 mod memory;
 mod peers;
 mod pem_files;
+#[cfg(test)]
+mod tests;
 mod tls;
 mod transport;
 

@@ -248,3 +248,161 @@ const MEET_STRANGERS_MAX: usize = 16;
 const LOST_GRACE: Duration = Duration::from_millis(500);
 /// Two gossip rounds: long enough for a digest to have followed its table.
 const FETCH_INTERVAL: Duration = Duration::from_millis(600);
+
+#[cfg(test)]
+mod tests {
+    use super::super::published::entry_text;
+    use super::*;
+    use crate::env::{Clock, SystemClock};
+    use crate::ring::{Partitions, Role};
+
+    fn params() -> RingParams {
+        let partitions = Partitions::new(64).unwrap();
+        RingParams {
+            cluster: "blue".to_owned(),
+            partitions,
+            n: 3,
+        }
+    }
+
+    fn id(name: &str) -> NodeId {
+        name.parse().unwrap()
+    }
+
+    fn entry(name: &str, port: u16) -> MemberEntry {
+        MemberEntry {
+            id: id(name),
+            incarnation: 1,
+            revision: 0,
+            state: MemberState::Up,
+            role: Role::Member,
+            zone: String::new(),
+            weight: 1,
+            quic: ([127, 0, 0, 1], port).into(),
+            resp: String::new(),
+            http: String::new(),
+        }
+    }
+
+    fn roster() -> Roster {
+        let mut table = MemberTable::default();
+        table.merge_entry(entry("self", 1));
+        Roster::new(id("self"), &params(), table)
+    }
+
+    /// What gossip says of a node whose entry is `entry`, under the name `name`.
+    fn gossip(roster: &mut Roster, name: &str, entry: &MemberEntry, params: &str, live: bool) {
+        let value = |key: &str| match key {
+            RING_KEY => Some(entry_text(entry)),
+            PARAMS_KEY => Some(params.to_owned()),
+            TABLE_KEY => Some("other".to_owned()),
+            _ => None,
+        };
+        let version = u64::from(live) + 1;
+        roster.on_gossip(&Gossiped {
+            id: id(name),
+            incarnation: 1,
+            version,
+            live,
+            value: &value,
+        });
+    }
+
+    fn names(roster: &Roster) -> Vec<String> {
+        roster
+            .members()
+            .iter()
+            .map(|member| member.id.to_string())
+            .collect()
+    }
+
+    const OURS: &str = "wire=1 partitions=64 n=3";
+
+    #[test]
+    fn being_named_in_gossip_is_not_enough() {
+        let mut roster = roster();
+        let now = SystemClock.monotonic();
+        gossip(&mut roster, "stranger", &entry("stranger", 2), OURS, true);
+        let todo = roster.conclude(now);
+        assert_eq!(todo.meet, [(id("stranger"), ([127, 0, 0, 1], 2).into())]);
+        assert_eq!(names(&roster), ["self"]);
+        // A certificate that names it makes it a member, and its table worth fetching.
+        roster.on_connected(now, &[(id("stranger"), ([127, 0, 0, 1], 2).into())].into());
+        let todo = roster.conclude(now);
+        assert_eq!(todo.fetch, Some(id("stranger")));
+        assert_eq!(names(&roster), ["self", "stranger"]);
+    }
+
+    #[test]
+    fn nobody_speaks_for_another() {
+        let mut roster = roster();
+        let now = SystemClock.monotonic();
+        gossip(&mut roster, "liar", &entry("victim", 2), OURS, true);
+        roster.on_connected(now, &[(id("liar"), ([127, 0, 0, 1], 3).into())].into());
+        roster.conclude(now);
+        assert_eq!(names(&roster), ["self"]);
+    }
+
+    #[test]
+    fn other_parameters_are_refused_and_told_once() {
+        let mut roster = roster();
+        let now = SystemClock.monotonic();
+        roster.on_connected(now, &[(id("odd"), ([127, 0, 0, 1], 2).into())].into());
+        gossip(
+            &mut roster,
+            "odd",
+            &entry("odd", 2),
+            "wire=1 partitions=128 n=3",
+            false,
+        );
+        assert_eq!(roster.conclude(now).refused.len(), 1);
+        gossip(
+            &mut roster,
+            "odd",
+            &entry("odd", 2),
+            "wire=1 partitions=128 n=3",
+            true,
+        );
+        assert_eq!(roster.conclude(now).refused.len(), 0);
+        assert_eq!(names(&roster), ["self"]);
+    }
+
+    #[test]
+    fn a_lost_connection_is_forgiven_for_a_moment_only() {
+        let mut roster = roster();
+        let now = SystemClock.monotonic();
+        let at: SocketAddr = ([127, 0, 0, 1], 2).into();
+        gossip(&mut roster, "peer", &entry("peer", 2), OURS, true);
+        let is_reachable = |roster: &mut Roster, after: Duration| {
+            roster.conclude(now + after);
+            roster.members()[0].reachable
+        };
+        roster.on_connected(now, &[(id("peer"), at)].into());
+        assert!(is_reachable(&mut roster, Duration::ZERO));
+        roster.on_connected(now, &BTreeMap::new());
+        assert!(is_reachable(&mut roster, LOST_GRACE / 2));
+        assert!(!is_reachable(&mut roster, LOST_GRACE));
+        // Not by time alone: only a connection brings it back.
+        assert!(!is_reachable(&mut roster, LOST_GRACE / 2));
+        roster.on_connected(now, &[(id("peer"), at)].into());
+        assert!(is_reachable(&mut roster, LOST_GRACE));
+        gossip(&mut roster, "peer", &entry("peer", 2), OURS, false);
+        assert!(
+            !is_reachable(&mut roster, LOST_GRACE),
+            "silent, says gossip"
+        );
+    }
+
+    #[test]
+    fn invented_names_are_bounded() {
+        let mut roster = roster();
+        for number in 0..2 * PEERS_MAX {
+            let name = format!("n{number}");
+            gossip(&mut roster, &name, &entry(&name, 2), OURS, true);
+        }
+        assert_eq!(roster.peers.len(), PEERS_MAX);
+        assert!(roster.conclude(SystemClock.monotonic()).meet.len() <= MEET_STRANGERS_MAX);
+        roster.retain(|_| false);
+        assert!(roster.peers.is_empty());
+    }
+}
