@@ -152,10 +152,11 @@ impl Node {
     /// Stops the node; waits at most so long for what is under way.
     pub async fn stop(self, wait_max: Duration) {
         self.membership.stop();
-        self.endpoint.close().await;
         if !self.env.tasks.shutdown(wait_max).await {
             warn!("stopped with tasks still under way (shutdown_timeout)");
         }
+        // Last, so that nothing dials anew what was closed.
+        self.endpoint.close().await;
     }
 }
 
