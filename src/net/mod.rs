@@ -12,6 +12,7 @@ mod identity;
 mod lane;
 mod link;
 mod memory;
+mod memory_gossip;
 mod peers;
 mod pem_files;
 #[cfg(test)]
@@ -28,6 +29,7 @@ pub use endpoint::{Config, Endpoint, NetError, NetStats};
 pub use gossip::{GossipMessage, GossipNet};
 pub use identity::{Identity, IdentityError, Role};
 pub use memory::{MemoryNetwork, MemoryTransport};
+pub use memory_gossip::{MemoryGossip, MemoryGossipEnd};
 pub use pem_files::{Existing, PemFileError};
 pub use tls::{
     AdmitError, CLIENT_ALPN, PEER_ALPN, SERVER_NAME, admit, negotiated_alpn, peer_identity,

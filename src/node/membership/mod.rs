@@ -24,6 +24,8 @@
 mod published;
 mod roster;
 mod socket;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::fmt;

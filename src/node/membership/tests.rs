@@ -1,0 +1,290 @@
+//! Whole memberships over a network in memory, on virtual time.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use chitchat::{ChitchatId, Serializable};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::*;
+use crate::env::{Clock, Disk, MemoryDisk, SeededRng, SystemClock, Tasks};
+use crate::model::Millis;
+use crate::net::{MemoryGossip, MemoryGossipEnd};
+use crate::ring::Partitions;
+
+struct Node {
+    id: NodeId,
+    addr: SocketAddr,
+    env: Env,
+    membership: Membership,
+}
+
+impl Node {
+    async fn start(network: &MemoryGossip, number: u16, disk: Arc<dyn Disk>) -> Self {
+        let (id, addr) = (name(number), addr(number));
+        let env = Env {
+            clock: Arc::new(VirtualClock(SystemClock.monotonic())),
+            rng: SeededRng::from_seed(u64::from(number)),
+            tasks: Tasks::new(),
+            disk,
+        };
+        let net = Arc::new(network.join(&id, addr));
+        let membership = Membership::start(config(number), &env, net).await.unwrap();
+        let served = membership.clone();
+        network.serve_table(&id, move || served.table_bytes());
+        Self {
+            id,
+            addr,
+            env,
+            membership,
+        }
+    }
+
+    /// The members as this node sees them; a `-` follows those it cannot reach.
+    fn sees(&self) -> String {
+        let view = Arc::clone(&self.membership.view().borrow());
+        let text = |member: &crate::ring::Member| {
+            let mark = if member.reachable { "" } else { "-" };
+            format!("{}{mark}", member.id)
+        };
+        let members: Vec<String> = view.members().iter().map(text).collect();
+        members.join(" ")
+    }
+
+    /// Waits until [`Node::sees`] is this, for `wait_max` of virtual time at most.
+    async fn until_sees(&self, expected: &str, wait_max: Duration) {
+        let reached = timeout(wait_max, async {
+            let mut view = self.membership.view();
+            while self.sees() != expected {
+                view.changed().await.unwrap();
+            }
+        });
+        let is_reached = reached.await.is_ok();
+        assert!(is_reached, "{} sees {:?}, not {expected:?}", self.id, self.sees());
+    }
+
+    /// What is left is its disk.
+    async fn kill(self, network: &MemoryGossip) -> Arc<dyn Disk> {
+        network.silence(&self.id);
+        self.membership.stop();
+        self.env.tasks.shutdown(Duration::from_secs(1)).await;
+        self.env.disk
+    }
+}
+
+fn new_disk() -> Arc<dyn Disk> {
+    Arc::new(MemoryDisk::default())
+}
+
+/// Both clocks on virtual time.
+#[derive(Debug)]
+struct VirtualClock(Instant);
+
+impl Clock for VirtualClock {
+    fn wall(&self) -> Millis {
+        Millis(1_000_000).saturating_add(self.0.elapsed())
+    }
+
+    fn monotonic(&self) -> Instant {
+        SystemClock.monotonic()
+    }
+}
+
+fn name(number: u16) -> NodeId {
+    format!("n{number}").parse().unwrap()
+}
+
+fn addr(number: u16) -> SocketAddr {
+    ([127, 0, 0, 1], 7_000 + number).into()
+}
+
+fn config(number: u16) -> Config {
+    Config {
+        params: RingParams {
+            cluster: "blue".to_owned(),
+            partitions: Partitions::new(64).unwrap(),
+            n: 3,
+        },
+        id: name(number),
+        role: Role::Member,
+        zone: String::new(),
+        weight: 1,
+        quic: addr(number),
+        resp: String::new(),
+        http: String::new(),
+        seeds: vec![addr(0).to_string()],
+        gossip_interval: Duration::from_millis(300),
+    }
+}
+
+async fn three(network: &MemoryGossip) -> [Node; 3] {
+    let mut nodes = Vec::new();
+    for number in 0..3 {
+        nodes.push(Node::start(network, number, new_disk()).await);
+    }
+    for node in &nodes {
+        node.until_sees("n0 n1 n2", Duration::from_secs(10)).await;
+    }
+    nodes.try_into().ok().unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn three_nodes_that_know_one_of_them_see_each_other() {
+    let nodes = three(&MemoryGossip::default()).await;
+    let version = |node: &Node| node.membership.view().borrow().version();
+    assert_eq!(version(&nodes[0]), version(&nodes[1]));
+    assert_eq!(version(&nodes[0]), version(&nodes[2]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_killed_node_is_unreachable_within_3_s_and_back_after_a_restart() {
+    let network = MemoryGossip::default();
+    let [first, second, third] = three(&network).await;
+    sleep(Duration::from_secs(60)).await;
+    let disk = third.kill(&network).await;
+    for node in [&first, &second] {
+        node.until_sees("n0 n1 n2-", Duration::from_secs(3)).await;
+    }
+    network.hang_up(&name(2));
+    let third = Node::start(&network, 2, disk).await;
+    for node in [&first, &second, &third] {
+        node.until_sees("n0 n1 n2", Duration::from_secs(5)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_connection_tells_sooner_than_silence() {
+    let network = MemoryGossip::default();
+    let [first, second, third] = three(&network).await;
+    network.cut(&first.id, &third.id);
+    first.until_sees("n0 n1 n2-", Duration::from_secs(1)).await;
+    // Gossip of it still comes through the second node: that alone does not bring it back.
+    sleep(Duration::from_secs(30)).await;
+    assert_eq!(first.sees(), "n0 n1 n2-");
+    assert_eq!(second.sees(), "n0 n1 n2");
+    network.heal(&first.id, &third.id);
+    first.until_sees("n0 n1 n2", Duration::from_secs(5)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn thirty_idle_minutes_bring_no_false_alarm() {
+    let nodes = three(&MemoryGossip::default()).await;
+    let mut views: Vec<_> = nodes.iter().map(|node| node.membership.view()).collect();
+    views.iter_mut().for_each(|view| view.mark_unchanged());
+    sleep(Duration::from_secs(30 * 60)).await;
+    for view in views {
+        assert!(!view.has_changed().unwrap());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_restarts_alone_is_back_in_its_ring() {
+    let network = MemoryGossip::default();
+    let (before, disk) = {
+        let first = Node::start(&network, 0, new_disk()).await;
+        let second = Node::start(&network, 1, new_disk()).await;
+        let third = Node::start(&network, 2, new_disk()).await;
+        third.until_sees("n0 n1 n2", Duration::from_secs(10)).await;
+        let version = third.membership.view().borrow().version();
+        first.kill(&network).await;
+        second.kill(&network).await;
+        (version, third.kill(&network).await)
+    };
+    let alone = Node::start(&MemoryGossip::default(), 2, disk).await;
+    assert_eq!(alone.sees(), "n0- n1- n2");
+    assert_eq!(alone.membership.view().borrow().version(), before);
+}
+
+/// A message of a node with a certificate, in chitchat's layout: header, kind, digest, cluster.
+fn syn(ids: &[ChitchatId]) -> Bytes {
+    let mut bytes = HEADER.to_vec();
+    bytes.push(0);
+    push_digest(&mut bytes, ids);
+    "blue".serialize(&mut bytes);
+    bytes.into()
+}
+
+/// A round's answer that also sets a key of the last node named.
+fn syn_ack(ids: &[ChitchatId], key: &str, value: &str) -> Bytes {
+    let mut delta = vec![0];
+    ids[ids.len() - 1].serialize(&mut delta);
+    [0u64, 0].iter().for_each(|number| number.serialize(&mut delta));
+    delta.push(1);
+    key.serialize(&mut delta);
+    value.serialize(&mut delta);
+    1_000u64.serialize(&mut delta);
+    delta.push(0);
+
+    let mut bytes = HEADER.to_vec();
+    bytes.push(1);
+    push_digest(&mut bytes, ids);
+    // One block as it is, then no more.
+    bytes.push(2);
+    u16::try_from(delta.len()).unwrap().serialize(&mut bytes);
+    bytes.extend(delta);
+    bytes.push(0);
+    bytes.into()
+}
+
+fn push_digest(bytes: &mut Vec<u8>, ids: &[ChitchatId]) {
+    u16::try_from(ids.len()).unwrap().serialize(bytes);
+    for id in ids {
+        id.serialize(bytes);
+        [7u64, 0, 0].iter().for_each(|number| number.serialize(bytes));
+    }
+}
+
+/// Magic number and protocol version.
+const HEADER: [u8; 3] = [83, 176, 0];
+
+fn invented(name: &str, port: u16) -> ChitchatId {
+    ChitchatId::new(name, 1, ([127, 0, 0, 1], port).into())
+}
+
+/// A node with a certificate of the cluster that says whatever it likes.
+fn liar(network: &MemoryGossip) -> (MemoryGossipEnd, ChitchatId) {
+    let end = network.join(&name(9), addr(9));
+    (end, ChitchatId::new("n9", 1, addr(9)))
+}
+
+async fn known_to_chitchat(node: &Node) -> usize {
+    let chitchat = &node.membership.0.chitchat;
+    chitchat
+        .with_chitchat(|chitchat| chitchat.node_states().len())
+        .await
+}
+
+#[tokio::test(start_paused = true)]
+async fn invented_nodes_stay_out_and_take_no_memory() {
+    let network = MemoryGossip::default();
+    let [first, second, third] = three(&network).await;
+    let (end, own) = liar(&network);
+    for crowd in 0..40u16 {
+        let mut ids = vec![own.clone()];
+        ids.extend((0..1_000u16).map(|n| invented(&format!("x{crowd}-{n}"), 10_000 + n)));
+        end.send_gossip(first.addr, syn(&ids));
+        sleep(Duration::from_millis(500)).await;
+    }
+    assert!(known_to_chitchat(&first).await < 10);
+    sleep(Duration::from_secs(10)).await;
+    for node in [&first, &second, &third] {
+        assert_eq!(node.sees(), "n0 n1 n2");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_rewrites_what_a_node_says_of_itself() {
+    let network = MemoryGossip::default();
+    let [first, ..] = three(&network).await;
+    let (end, own) = liar(&network);
+    let chitchat = &first.membership.0.chitchat;
+    let victim = chitchat.chitchat_id().clone();
+    end.send_gossip(first.addr, syn_ack(&[own, victim], RING_KEY, "nothing"));
+    sleep(Duration::from_secs(1)).await;
+    let ring = chitchat
+        .with_chitchat(|chitchat| chitchat.self_node_state().get(RING_KEY).map(str::to_owned))
+        .await;
+    assert_ne!(ring.as_deref(), Some("nothing"));
+}
