@@ -45,7 +45,7 @@ use tracing::{info, warn};
 pub use self::published::Load;
 use self::published::{LOAD_KEY, PARAMS_KEY, Params, RING_KEY, TABLE_KEY, entry_text, load_text};
 use self::roster::{Gossiped, Roster, Todo, digest_text};
-use self::socket::GossipTransport;
+use self::socket::{GossipTransport, KnownIds};
 use crate::env::{DiskError, Env};
 use crate::model::NodeId;
 use crate::net::GossipNet;
@@ -103,6 +103,9 @@ struct Inner {
     view: watch::Sender<Arc<View>>,
     load: Mutex<Load>,
     refused_messages: Arc<AtomicU64>,
+    known_ids: Arc<KnownIds>,
+    /// What this node says of itself and nobody else may.
+    own_keys: [(&'static str, String); 2],
 }
 
 impl Membership {
@@ -129,13 +132,23 @@ impl Membership {
         save(env, params, roster.table())?;
 
         let refused_messages = Arc::new(AtomicU64::new(0));
-        let transport = GossipTransport::new(Arc::clone(&net), Arc::clone(&refused_messages))
-            .ok_or_else(|| MembershipError::Gossip("the network is in use already".to_owned()))?;
-        let keys = vec![
-            (RING_KEY.to_owned(), entry_text(&own)),
-            (PARAMS_KEY.to_owned(), Params::of(params).to_string()),
-            (TABLE_KEY.to_owned(), digest_text(roster.table())),
+        let known_ids = Arc::new(KnownIds::default());
+        let transport = GossipTransport::new(
+            Arc::clone(&net),
+            Arc::clone(&known_ids),
+            Arc::clone(&refused_messages),
+        )
+        .ok_or_else(|| MembershipError::Gossip("the network is in use already".to_owned()))?;
+        let own_keys = [
+            (RING_KEY, entry_text(&own)),
+            (PARAMS_KEY, Params::of(params).to_string()),
         ];
+        let mut keys = vec![(TABLE_KEY.to_owned(), digest_text(roster.table()))];
+        keys.extend(
+            own_keys
+                .iter()
+                .map(|(key, text)| ((*key).to_owned(), text.clone())),
+        );
         let chitchat_config = chitchat_config(&config, incarnation, roster.table());
         let chitchat = spawn_chitchat(chitchat_config, keys, &transport)
             .await
@@ -149,6 +162,8 @@ impl Membership {
             view: watch::Sender::new(Arc::new(view)),
             load: Mutex::default(),
             refused_messages,
+            known_ids,
+            own_keys,
         });
         env.tasks.spawn(Arc::clone(&inner).run());
         Ok(Self(inner))
@@ -227,6 +242,7 @@ impl Inner {
 
     /// Takes what gossip has brought.
     fn listen(&self, chitchat: &Chitchat) {
+        self.known_ids.refresh(chitchat.node_states());
         let live: Vec<ChitchatId> = chitchat.live_nodes().cloned().collect();
         let mut roster = self.roster();
         for (id, state) in chitchat.node_states() {
@@ -312,6 +328,12 @@ impl Inner {
             .unwrap_or_else(PoisonError::into_inner)
             .clone();
         let state = chitchat.self_node_state();
+        for (key, text) in &self.own_keys {
+            // A peer that lies can write into any node's keys, this one's included.
+            if state.get(key) != Some(text) {
+                state.set(key, text);
+            }
+        }
         if published.table_told != published.table_saved {
             published.table_told.clone_from(&published.table_saved);
             state.set(TABLE_KEY, &published.table_told);

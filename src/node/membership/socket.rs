@@ -1,6 +1,6 @@
 //! chitchat's messages over the node's own network, and which of them are believed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,26 +9,58 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 use bytes::Bytes;
 use chitchat::transport::{Socket, Transport};
-use chitchat::{ChitchatId, ChitchatMessage, Deserializable, Serializable};
+use chitchat::{ChitchatId, ChitchatMessage, Deserializable, NodeState, Serializable};
 use tokio::sync::mpsc;
 use tracing::debug;
 
 use crate::net::{GossipMessage, GossipNet};
 
+/// The nodes that chitchat knows of, and those that it is about to be told of: what a message may
+/// still add to them is bounded.
+#[derive(Debug, Default)]
+pub(super) struct KnownIds(Mutex<BTreeSet<ChitchatId>>);
+
+impl KnownIds {
+    /// Takes over what chitchat knows now.
+    pub(super) fn refresh(&self, nodes: &BTreeMap<ChitchatId, NodeState>) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() != nodes.len() {
+            *known = nodes.keys().cloned().collect();
+        }
+    }
+
+    /// Whether there is room for these; if so they are known from now on.
+    fn admit(&self, ids: BTreeSet<ChitchatId>) -> bool {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let fresh: Vec<_> = ids.into_iter().filter(|id| !known.contains(id)).collect();
+        let has_room = known.len() + fresh.len() <= usize::from(NODES_NAMED_MAX);
+        if has_room {
+            known.extend(fresh);
+        }
+        has_room
+    }
+}
+
 /// Opens the one socket that a node's chitchat has.
 pub(super) struct GossipTransport {
     net: Arc<dyn GossipNet>,
     inbox: Mutex<Option<mpsc::Receiver<GossipMessage>>>,
+    known: Arc<KnownIds>,
     refused: Arc<AtomicU64>,
 }
 
 impl GossipTransport {
     /// `None` when the network's receiving end is taken already.
-    pub(super) fn new(net: Arc<dyn GossipNet>, refused: Arc<AtomicU64>) -> Option<Self> {
+    pub(super) fn new(
+        net: Arc<dyn GossipNet>,
+        known: Arc<KnownIds>,
+        refused: Arc<AtomicU64>,
+    ) -> Option<Self> {
         let inbox = Mutex::new(Some(net.take_gossip()?));
         Some(Self {
             net,
             inbox,
+            known,
             refused,
         })
     }
@@ -49,10 +81,12 @@ impl Transport for GossipTransport {
             .unwrap_or_else(PoisonError::into_inner)
             .take();
         let inbox = inbox.ok_or_else(|| anyhow::Error::msg("the gossip socket is open already"))?;
-        let (net, refused) = (Arc::clone(&self.net), Arc::clone(&self.refused));
+        let (net, known) = (Arc::clone(&self.net), Arc::clone(&self.known));
+        let refused = Arc::clone(&self.refused);
         Ok(Box::new(GossipSocket {
             net,
             inbox,
+            known,
             refused,
         }))
     }
@@ -61,6 +95,7 @@ impl Transport for GossipTransport {
 struct GossipSocket {
     net: Arc<dyn GossipNet>,
     inbox: mpsc::Receiver<GossipMessage>,
+    known: Arc<KnownIds>,
     refused: Arc<AtomicU64>,
 }
 
@@ -88,7 +123,7 @@ impl Socket for GossipSocket {
                 std::future::pending::<()>().await;
                 continue;
             };
-            match believe(from.as_str(), &body) {
+            match believe(from.as_str(), &body, &self.known) {
                 Ok(message) => return Ok((from_addr, message)),
                 Err(reason) => {
                     self.refused.fetch_add(1, Ordering::Relaxed);
@@ -105,20 +140,24 @@ impl Socket for GossipSocket {
 /// round or answers one sends a digest of all it knows, itself included: one without the
 /// sender is not its own. A digest also names third nodes, which is what Scuttlebutt is for; it
 /// cannot name more than a cluster has, and none of them enters the ring by being named.
-fn believe(from: &str, body: &[u8]) -> Result<ChitchatMessage, &'static str> {
-    if let Some(mut digest) = digest_bytes(body)? {
-        let names = digest_names(&mut digest).ok_or("malformed digest")?;
-        if !names.contains(from) {
-            return Err("a digest that does not name its sender");
-        }
+fn believe(from: &str, body: &[u8], known: &KnownIds) -> Result<ChitchatMessage, &'static str> {
+    let named = match digest_bytes(body)? {
+        Some(mut digest) => digest_ids(&mut digest).ok_or("malformed digest")?,
+        None => BTreeSet::new(),
+    };
+    let is_begun_or_answered = digest_bytes(body)?.is_some();
+    if is_begun_or_answered && !named.iter().any(|id| *id.node_id == *from) {
+        return Err("a digest that does not name its sender");
     }
     let mut rest = body;
     let message = ChitchatMessage::deserialize(&mut rest).map_err(|_error| "malformed message")?;
-    if rest.is_empty() {
-        Ok(message)
-    } else {
-        Err("bytes after the message")
+    if !rest.is_empty() {
+        return Err("bytes after the message");
     }
+    if !known.admit(named) {
+        return Err("more nodes than a cluster can have");
+    }
+    Ok(message)
 }
 
 /// The part of a message that begins with its digest; `None` for kinds without one. Layout of
@@ -134,21 +173,21 @@ fn digest_bytes(body: &[u8]) -> Result<Option<&[u8]>, &'static str> {
     }
 }
 
-fn digest_names(digest: &mut &[u8]) -> Option<BTreeSet<String>> {
+fn digest_ids(digest: &mut &[u8]) -> Option<BTreeSet<ChitchatId>> {
     let nodes = u16::deserialize(digest).ok()?;
     if nodes > NODES_NAMED_MAX {
         return None;
     }
-    let mut names = BTreeSet::new();
+    let mut ids = BTreeSet::new();
     for _ in 0..nodes {
         let id = ChitchatId::deserialize(digest).ok()?;
         // Heartbeat and two versions.
         (0..3)
             .try_for_each(|_| u64::deserialize(digest).map(drop))
             .ok()?;
-        names.insert(id.node_id.to_string());
+        ids.insert(id);
     }
-    Some(names)
+    Some(ids)
 }
 
 /// chitchat writes a digest of everyone into each message of at most 64 KiB and panics when it
@@ -159,6 +198,10 @@ const NODES_NAMED_MAX: u16 = 1_100;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn known() -> KnownIds {
+        KnownIds::default()
+    }
 
     fn syn(names: &[&str]) -> Vec<u8> {
         let mut bytes = 45_139u16.to_le_bytes().to_vec();
@@ -175,22 +218,39 @@ mod tests {
     #[test]
     fn a_node_speaks_for_itself_and_of_others() {
         assert!(matches!(
-            believe("a", &syn(&["a", "b"])),
+            believe("a", &syn(&["a", "b"]), &known()),
             Ok(ChitchatMessage::Syn { .. })
         ));
-        assert!(believe("c", &syn(&["a", "b"])).is_err());
-        assert!(believe("a", &syn(&[])).is_err());
+        assert!(believe("c", &syn(&["a", "b"]), &known()).is_err());
+        assert!(believe("a", &syn(&[]), &known()).is_err());
     }
 
     #[test]
     fn invented_crowds_and_broken_messages_are_refused() {
         let crowd: Vec<String> = (0..=NODES_NAMED_MAX).map(|n| format!("n{n}")).collect();
         let crowd: Vec<&str> = crowd.iter().map(String::as_str).collect();
-        assert!(believe("n0", &syn(&crowd)).is_err());
+        assert!(believe("n0", &syn(&crowd), &known()).is_err());
         let whole = syn(&["a"]);
         for end in 0..whole.len() {
-            assert!(believe("a", &whole[..end]).is_err(), "cut at {end}");
+            assert!(
+                believe("a", &whole[..end], &known()).is_err(),
+                "cut at {end}"
+            );
         }
-        assert!(believe("a", &[whole, vec![0]].concat()).is_err());
+        assert!(believe("a", &[whole, vec![0]].concat(), &known()).is_err());
+    }
+
+    #[test]
+    fn many_messages_cannot_name_more_than_one_may() {
+        let known = known();
+        let crowd =
+            |from: u16| -> Vec<String> { (from..from + 600).map(|n| format!("n{n}")).collect() };
+        let message = |crowd: &[String]| syn(&crowd.iter().map(String::as_str).collect::<Vec<_>>());
+        assert!(believe("n0", &message(&crowd(0)), &known).is_ok());
+        assert!(believe("n600", &message(&crowd(600)), &known).is_err());
+        assert!(
+            believe("n0", &message(&crowd(0)), &known).is_ok(),
+            "the known go on"
+        );
     }
 }
