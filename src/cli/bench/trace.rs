@@ -4,8 +4,6 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
-use ruzstd::decoding::errors::{FrameDecoderError, ReadFrameHeaderError};
-use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
 use thiserror::Error;
 
 use super::args::{TTL_SECONDS_MAX, VALUE_BYTES_MAX};
@@ -84,7 +82,8 @@ impl Trace {
             let mut file = BufReader::with_capacity(READ_BYTES, file);
             let is_zstd = file.fill_buf()?.starts_with(&ZSTD_MAGIC);
             let input: Box<dyn BufRead + Send> = if is_zstd {
-                Box::new(BufReader::with_capacity(READ_BYTES, Frames::new(file)))
+                let frames = zstd::stream::read::Decoder::with_buffer(file)?;
+                Box::new(BufReader::with_capacity(READ_BYTES, frames))
             } else {
                 Box::new(file)
             };
@@ -226,56 +225,6 @@ fn trimmed(line: &[u8]) -> &[u8] {
     line.strip_suffix(b"\r").unwrap_or(line)
 }
 
-/// The content of all zstd frames of a file, one after the other, as `zstd -d` gives it.
-struct Frames<R> {
-    source: R,
-    decoder: FrameDecoder,
-}
-
-impl<R: BufRead> Frames<R> {
-    fn new(source: R) -> Self {
-        Self {
-            source,
-            decoder: FrameDecoder::new(),
-        }
-    }
-
-    /// Enters the next frame, skippable ones passed over; false at the end of the file.
-    fn next_frame(&mut self) -> io::Result<bool> {
-        while !self.source.fill_buf()?.is_empty() {
-            match self.decoder.init(&mut self.source) {
-                Ok(()) => return Ok(true),
-                Err(FrameDecoderError::ReadFrameHeaderError(ReadFrameHeaderError::SkipFrame {
-                    length,
-                    ..
-                })) => {
-                    let mut skipped = (&mut self.source).take(u64::from(length));
-                    io::copy(&mut skipped, &mut io::sink())?;
-                }
-                Err(error) => return Err(io::Error::other(error)),
-            }
-        }
-        Ok(false)
-    }
-}
-
-impl<R: BufRead> Read for Frames<R> {
-    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        while self.decoder.can_collect() == 0 {
-            if self.decoder.is_finished() {
-                if !self.next_frame()? {
-                    return Ok(0);
-                }
-            } else {
-                self.decoder
-                    .decode_blocks(&mut self.source, BlockDecodingStrategy::UptoBlocks(1))
-                    .map_err(io::Error::other)?;
-            }
-        }
-        self.decoder.read(out)
-    }
-}
-
 const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 
 const READ_BYTES: usize = 64 * 1024;
@@ -341,7 +290,7 @@ mod tests {
         let expected = ["a Read None None", "bb Read None None", "c Read None None"];
         assert_eq!(read(&file).unwrap(), expected);
         let error = read(&file[..file.len() - 2]).unwrap_err();
-        assert!(error.contains("after line 1"), "{error}");
+        assert!(error.contains("incomplete frame"), "{error}");
     }
 
     #[test]

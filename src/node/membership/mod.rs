@@ -21,6 +21,7 @@
 //! threshold of 12 the silent are suspected after 1.8 s, at the latest 3.6 s; a connection lost
 //! for good, after the 2 s of its idle time and half a second to make it again, tells in 2.5 s.
 
+mod belief;
 mod published;
 mod roster;
 mod socket;
@@ -30,6 +31,7 @@ mod tests;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -40,12 +42,13 @@ use chitchat::{
 };
 use thiserror::Error;
 use tokio::sync::watch;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
+use self::belief::KnownIds;
 pub use self::published::Load;
 use self::published::{LOAD_KEY, PARAMS_KEY, Params, RING_KEY, TABLE_KEY, entry_text, load_text};
 use self::roster::{Gossiped, Roster, Todo, digest_text};
-use self::socket::{GossipTransport, KnownIds};
+use self::socket::{GossipTransport, Inbox};
 use crate::env::{DiskError, Env};
 use crate::model::NodeId;
 use crate::net::GossipNet;
@@ -98,14 +101,19 @@ struct Inner {
     config: Config,
     env: Env,
     net: Arc<dyn GossipNet>,
-    chitchat: ChitchatHandle,
+    inbox: Inbox,
+    gossip: Mutex<Arc<Gossip>>,
     roster: Mutex<Roster>,
     view: watch::Sender<Arc<View>>,
     load: Mutex<Load>,
     refused_messages: Arc<AtomicU64>,
+}
+
+/// One life of chitchat: it speaks for one incarnation of this node.
+struct Gossip {
+    chitchat: ChitchatHandle,
+    incarnation: u64,
     known_ids: Arc<KnownIds>,
-    /// What this node says of itself and nobody else may.
-    own_keys: [(&'static str, String); 2],
 }
 
 impl Membership {
@@ -122,50 +130,35 @@ impl Membership {
             }
             None => MemberTable::default(),
         };
-        // Beyond the last start even if the wall clock went back.
-        let before = table.get(&config.id).map_or(0, |entry| entry.incarnation);
-        let incarnation = env.clock.wall().0.max(before + 1);
-        let own = own_entry(&config, incarnation);
+        let own = own_entry(&config, next_incarnation(env, &config.id, &table));
         table.merge_entry(own.clone());
         let roster = Roster::new(config.id.clone(), params, table);
         let view = View::new(params.clone(), roster.members());
         save(env, params, roster.table())?;
 
+        let inbox = Inbox::of(net.as_ref())
+            .ok_or_else(|| MembershipError::Gossip("the network is in use already".to_owned()))?;
         let refused_messages = Arc::new(AtomicU64::new(0));
-        let known_ids = Arc::new(KnownIds::default());
-        let transport = GossipTransport::new(
-            Arc::clone(&net),
-            Arc::clone(&known_ids),
-            Arc::clone(&refused_messages),
+        let gossip = Gossip::start(
+            &config,
+            &own,
+            roster.table(),
+            (&net, &inbox, &refused_messages),
         )
-        .ok_or_else(|| MembershipError::Gossip("the network is in use already".to_owned()))?;
-        let own_keys = [
-            (RING_KEY, entry_text(&own)),
-            (PARAMS_KEY, Params::of(params).to_string()),
-        ];
-        let mut keys = vec![(TABLE_KEY.to_owned(), digest_text(roster.table()))];
-        keys.extend(
-            own_keys
-                .iter()
-                .map(|(key, text)| ((*key).to_owned(), text.clone())),
-        );
-        let chitchat_config = chitchat_config(&config, incarnation, roster.table());
-        let chitchat = spawn_chitchat(chitchat_config, keys, &transport)
-            .await
-            .map_err(|error| MembershipError::Gossip(error.to_string()))?;
+        .await?;
         let inner = Arc::new(Inner {
             config,
             env: env.clone(),
             net,
-            chitchat,
+            inbox,
+            gossip: Mutex::new(Arc::new(gossip)),
             roster: Mutex::new(roster),
             view: watch::Sender::new(Arc::new(view)),
             load: Mutex::default(),
             refused_messages,
-            known_ids,
-            own_keys,
         });
         env.tasks.spawn(Arc::clone(&inner).run());
+        env.tasks.spawn(Arc::clone(&inner).supervise());
         Ok(Self(inner))
     }
 
@@ -206,25 +199,126 @@ impl Membership {
     /// Stops gossiping. The node stays in the ring.
     pub fn stop(&self) {
         // It fails only if it has stopped already.
-        drop(self.0.chitchat.initiate_shutdown());
+        drop(self.0.gossip().chitchat.initiate_shutdown());
     }
 }
 
+impl Gossip {
+    async fn start(
+        config: &Config,
+        own: &MemberEntry,
+        table: &MemberTable,
+        (net, inbox, refused): (&Arc<dyn GossipNet>, &Inbox, &Arc<AtomicU64>),
+    ) -> Result<Self, MembershipError> {
+        let chitchat_config = chitchat_config(config, own.incarnation, table);
+        let known_ids = Arc::new(KnownIds::new(chitchat_config.chitchat_id.clone()));
+        let transport = GossipTransport {
+            net: Arc::clone(net),
+            inbox: inbox.clone(),
+            known: Arc::clone(&known_ids),
+            refused: Arc::clone(refused),
+        };
+        let keys = [
+            (RING_KEY, entry_text(own)),
+            (PARAMS_KEY, Params::of(&config.params).to_string()),
+            (TABLE_KEY, digest_text(table)),
+        ];
+        let keys = keys.map(|(key, text)| (key.to_owned(), text)).to_vec();
+        let chitchat = spawn_chitchat(chitchat_config, keys, &transport)
+            .await
+            .map_err(|error| MembershipError::Gossip(error.to_string()))?;
+        Ok(Self {
+            chitchat,
+            incarnation: own.incarnation,
+            known_ids,
+        })
+    }
+
+    /// Resolves when this life is over: chitchat has ended by itself, or another node has spoken
+    /// in this one's name.
+    async fn ended(self: Arc<Self>, mut ticks: tokio::time::Interval) -> Ended {
+        let mut terminated = pin!(self.chitchat.termination_watcher());
+        loop {
+            tokio::select! {
+                result = &mut terminated => return match result {
+                    Ok(()) => Ended::Stopped,
+                    Err(error) => Ended::Failed(error.to_string()),
+                },
+                _ = ticks.tick() => if self.known_ids.is_impersonated() {
+                    return Ended::Impersonated;
+                },
+            }
+        }
+    }
+}
+
+/// Why a life of chitchat is over.
+enum Ended {
+    /// The node is stopping.
+    Stopped,
+    Failed(String),
+    Impersonated,
+}
+
 impl Inner {
+    /// Keeps gossip alive: a life that has ended is followed by another under a new incarnation,
+    /// which is also what refutes whatever was said in the name of the one before.
+    async fn supervise(self: Arc<Self>) {
+        loop {
+            let gossip = self.gossip();
+            let ended = Arc::clone(&gossip).ended(tokio::time::interval(TICK)).await;
+            match ended {
+                Ended::Stopped => return,
+                Ended::Failed(error) => error!(error, "gossip has failed and is started again"),
+                Ended::Impersonated => warn!(
+                    incarnation = gossip.incarnation,
+                    "another node has spoken in this node's name: gossip is started again"
+                ),
+            }
+            gossip.chitchat.abort();
+            drop(gossip);
+            // At first for the ended life to give back the inbox; and a liar, or a fault that
+            // stays, must not keep all nodes busy with new incarnations.
+            tokio::time::sleep(RESTART_PAUSE).await;
+            if let Err(error) = self.start_again().await {
+                error!(%error, "gossip cannot be started again");
+            }
+        }
+    }
+
+    async fn start_again(&self) -> Result<(), MembershipError> {
+        let (own, table) = {
+            let mut roster = self.roster();
+            let incarnation = next_incarnation(&self.env, &self.config.id, roster.table());
+            let own = own_entry(&self.config, incarnation);
+            roster.on_restart(own.clone());
+            (own, roster.table().clone())
+        };
+        let shared = (&self.net, &self.inbox, &self.refused_messages);
+        let gossip = Gossip::start(&self.config, &own, &table, shared).await?;
+        *self.gossip.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(gossip);
+        Ok(())
+    }
+
+    fn gossip(&self) -> Arc<Gossip> {
+        // std Mutex: never held across an await.
+        Arc::clone(&self.gossip.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     async fn run(self: Arc<Self>) {
         let mut connected = self.net.peers();
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut published = Published::default();
+        let mut table_saved = String::new();
         loop {
             tokio::select! {
                 biased;
                 changed = connected.changed() => if changed.is_err() { return },
                 _ = ticks.tick() => {}
             }
-            self.chitchat
-                .with_chitchat(|chitchat| self.listen(chitchat))
-                .await;
+            let gossip = self.gossip();
+            let listen = |chitchat: &mut Chitchat| self.listen(chitchat, &gossip.known_ids);
+            gossip.chitchat.with_chitchat(listen).await;
             let peers = Arc::clone(&connected.borrow_and_update());
             let todo = {
                 let mut roster = self.roster();
@@ -233,16 +327,15 @@ impl Inner {
                 roster.conclude(now)
             };
             self.perform(todo);
-            self.publish_view(&mut published);
-            self.chitchat
-                .with_chitchat(|chitchat| self.tell(chitchat, &mut published))
-                .await;
+            self.publish_view(&mut table_saved);
+            let tell = |chitchat: &mut Chitchat| self.tell(chitchat, &table_saved);
+            gossip.chitchat.with_chitchat(tell).await;
         }
     }
 
     /// Takes what gossip has brought.
-    fn listen(&self, chitchat: &Chitchat) {
-        self.known_ids.refresh(chitchat.node_states());
+    fn listen(&self, chitchat: &Chitchat, known_ids: &KnownIds) {
+        known_ids.refresh(chitchat.node_states());
         let live: Vec<ChitchatId> = chitchat.live_nodes().cloned().collect();
         let mut roster = self.roster();
         for (id, state) in chitchat.node_states() {
@@ -300,7 +393,7 @@ impl Inner {
     }
 
     /// Makes a new view if anything in it has changed, and keeps the table if it has.
-    fn publish_view(&self, published: &mut Published) {
+    fn publish_view(&self, table_saved: &mut String) {
         let (members, table) = {
             let roster = self.roster();
             (roster.members(), roster.table().clone())
@@ -312,36 +405,21 @@ impl Inner {
             self.view.send_replace(view);
         }
         let digest = digest_text(&table);
-        if published.table_saved != digest {
+        if *table_saved != digest {
             match save(&self.env, &self.config.params, &table) {
-                Ok(()) => published.table_saved = digest,
+                Ok(()) => *table_saved = digest,
                 Err(error) => warn!(%error, "cannot keep the member table"),
             }
         }
     }
 
-    /// Tells what has changed since it was last told.
-    fn tell(&self, chitchat: &mut Chitchat, published: &mut Published) {
-        let load = self
-            .load
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
+    /// Tells what has changed since it was last told: chitchat takes a value that it has for none.
+    fn tell(&self, chitchat: &mut Chitchat, table_saved: &str) {
+        let load = self.load.lock().unwrap_or_else(PoisonError::into_inner);
+        let load = load_text(&load);
         let state = chitchat.self_node_state();
-        for (key, text) in &self.own_keys {
-            // A peer that lies can write into any node's keys, this one's included.
-            if state.get(key) != Some(text) {
-                state.set(key, text);
-            }
-        }
-        if published.table_told != published.table_saved {
-            published.table_told.clone_from(&published.table_saved);
-            state.set(TABLE_KEY, &published.table_told);
-        }
-        if published.load != load {
-            state.set(LOAD_KEY, load_text(&load));
-            published.load = load;
-        }
+        state.set(TABLE_KEY, table_saved);
+        state.set(LOAD_KEY, load);
     }
 
     fn roster(&self) -> std::sync::MutexGuard<'_, Roster> {
@@ -358,12 +436,10 @@ impl fmt::Debug for Inner {
     }
 }
 
-/// What the others and the disk know already.
-#[derive(Debug, Default)]
-struct Published {
-    table_saved: String,
-    table_told: String,
-    load: Load,
+/// Beyond the last one even if the wall clock went back.
+fn next_incarnation(env: &Env, id: &NodeId, table: &MemberTable) -> u64 {
+    let before = table.get(id).map_or(0, |entry| entry.incarnation);
+    env.clock.wall().0.max(before + 1)
 }
 
 fn own_entry(config: &Config, incarnation: u64) -> MemberEntry {
@@ -432,6 +508,8 @@ fn log_changes(before: &View, after: &View) {
 const TABLE_FILE: &str = "members";
 /// A third of a gossip round: what gossip knows is acted on before the next one.
 const TICK: Duration = Duration::from_millis(100);
+/// Between the end of one life of chitchat and the next.
+const RESTART_PAUSE: Duration = Duration::from_secs(1);
 /// See the module's documentation.
 const PHI_THRESHOLD: f64 = 12.0;
 /// Fifteen seconds of samples: the mean follows when the load of the machine changes.

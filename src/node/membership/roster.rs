@@ -157,6 +157,11 @@ impl Roster {
         }
     }
 
+    /// This node speaks under a new incarnation.
+    pub(super) fn on_restart(&mut self, own: MemberEntry) {
+        self.table.merge_entry(own);
+    }
+
     /// A ring member's table.
     pub(super) fn on_table(&mut self, table: &MemberTable) {
         self.table.merge(table);

@@ -259,8 +259,9 @@ fn liar(network: &MemoryGossip) -> (MemoryGossipEnd, ChitchatId) {
 }
 
 async fn known_to_chitchat(node: &Node) -> usize {
-    let chitchat = &node.membership.0.chitchat;
-    chitchat
+    let gossip = node.membership.0.gossip();
+    gossip
+        .chitchat
         .with_chitchat(|chitchat| chitchat.node_states().len())
         .await
 }
@@ -284,17 +285,38 @@ async fn invented_nodes_stay_out_and_are_bounded() {
     }
 }
 
+/// The member's own entry, as the ring has it.
+fn incarnation_of(node: &Node, seen_by: &Node) -> u64 {
+    let roster = seen_by.membership.0.roster();
+    roster.table().get(&node.id).unwrap().incarnation
+}
+
 #[tokio::test(start_paused = true)]
-async fn what_others_write_into_a_nodes_own_entry_is_undone() {
+async fn what_others_say_in_a_nodes_name_is_refuted() {
     let network = MemoryGossip::default();
-    let [first, ..] = three(&network).await;
+    let [first, second, third] = three(&network).await;
+    let before = incarnation_of(&first, &second);
     let (end, own) = liar(&network);
-    let chitchat = &first.membership.0.chitchat;
-    let victim = chitchat.chitchat_id().clone();
-    end.send_gossip(first.addr, syn_ack(&[own, victim], RING_KEY, "nothing"));
-    sleep(Duration::from_secs(1)).await;
-    let ring = chitchat
-        .with_chitchat(|chitchat| chitchat.self_node_state().get(RING_KEY).map(str::to_owned))
-        .await;
-    assert_ne!(ring.as_deref(), Some("nothing"));
+    let victim = first.membership.0.gossip();
+    let victim = victim.chitchat.chitchat_id().clone();
+    // To one that believes it and passes it on to the victim.
+    end.send_gossip(second.addr, syn_ack(&[own, victim], RING_KEY, "nothing"));
+    sleep(Duration::from_secs(10)).await;
+    for node in [&first, &second, &third] {
+        assert!(incarnation_of(&first, node) > before);
+        assert_eq!(node.sees(), "n0 n1 n2");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn gossip_that_has_failed_is_started_again() {
+    let network = MemoryGossip::default();
+    let [first, second, third] = three(&network).await;
+    let before = incarnation_of(&first, &second);
+    first.membership.0.gossip().chitchat.abort();
+    sleep(Duration::from_secs(10)).await;
+    for node in [&first, &second, &third] {
+        assert!(incarnation_of(&first, node) > before);
+        assert_eq!(node.sees(), "n0 n1 n2");
+    }
 }
