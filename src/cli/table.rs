@@ -39,13 +39,8 @@ impl Table {
                     .unwrap_or(0)
             })
             .collect();
-        let is_number = |text: &str| text.starts_with(|c: char| c.is_ascii_digit());
         let numeric: Vec<bool> = (0..columns)
-            .map(|c| {
-                all.clone()
-                    .skip(1)
-                    .all(|r| is_number(cell(r, c)) && !cell(r, c).contains(':'))
-            })
+            .map(|c| is_numeric(&all.clone().skip(1).map(|r| cell(r, c)).collect::<Vec<_>>()))
             .collect();
         let colour = io::stdout().is_terminal();
         for row in all {
@@ -69,6 +64,14 @@ impl Table {
         }
         Ok(())
     }
+}
+
+/// Whether a column holds numbers, with `-` where there is none.
+fn is_numeric(cells: &[&str]) -> bool {
+    let is_number =
+        |text: &str| text.starts_with(|c: char| c.is_ascii_digit()) && !text.contains(':');
+    cells.iter().any(|text| is_number(text))
+        && cells.iter().all(|text| is_number(text) || *text == "-")
 }
 
 /// Bytes for people.
@@ -97,5 +100,31 @@ pub(super) fn duration(seconds: u64) -> String {
         60..3_600 => format!("{}m {}s", seconds / 60, seconds % 60),
         3_600..86_400 => format!("{}h {}m", seconds / 3_600, seconds / 60 % 60),
         _ => format!("{}d {}h", seconds / 86_400, seconds / 3_600 % 24),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_number_does_not_turn_a_column() {
+        let mut table = Table::new(&["NODE", "ZONE", "ADDRESS", "KEYS"]);
+        table.push(
+            ["a", "-", "10.0.0.1:1", "100"].map(str::to_owned).into(),
+            false,
+        );
+        table.push(
+            ["bcdefg", "-", "10.0.0.2:1", "-"].map(str::to_owned).into(),
+            false,
+        );
+        let mut out = Vec::new();
+        table.print(&mut out).unwrap();
+        assert_eq!(
+            String::from_utf8(out).unwrap(),
+            "NODE    ZONE  ADDRESS     KEYS\n\
+             a       -     10.0.0.1:1   100\n\
+             bcdefg  -     10.0.0.2:1     -\n"
+        );
     }
 }

@@ -46,14 +46,14 @@ settings! {
 
         /// The certificate of the cluster's own authority, PEM. Required. `quorate certs init`
         /// makes one.
-        pub ca_file: PathBuf = "", like "/etc/quorate/ca.crt";
+        pub ca_file: PathBuf = "", like "/etc/quorate/ca.pem";
 
         /// The certificate of this node, PEM. Required. `quorate certs issue` makes one.
-        pub cert_file: PathBuf = "", like "/etc/quorate/node.crt";
+        pub cert_file: PathBuf = "", like "/etc/quorate/node-0.pem";
 
         /// The private key that belongs to the certificate, PEM, readable by its owner only.
         /// Required.
-        pub key_file: PathBuf = "", like "/etc/quorate/node.key";
+        pub key_file: PathBuf = "", like "/etc/quorate/node-0.key";
     }
 
     "Copies and quorums" {

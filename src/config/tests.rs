@@ -176,11 +176,11 @@ fn what_is_missing_is_told_with_an_example() {
             "configuration: node is not set; write 1 to 63 of a-z A-Z 0-9 . _ -, for example \
              node = \"cache-1\"",
             "configuration: ca_file is not set; write a path, for example \
-             ca_file = \"/etc/quorate/ca.crt\"",
+             ca_file = \"/etc/quorate/ca.pem\"",
             "configuration: cert_file is not set; write a path, for example \
-             cert_file = \"/etc/quorate/node.crt\"",
+             cert_file = \"/etc/quorate/node-0.pem\"",
             "configuration: key_file is not set; write a path, for example \
-             key_file = \"/etc/quorate/node.key\"",
+             key_file = \"/etc/quorate/node-0.key\"",
         ]
     );
 }

@@ -97,7 +97,10 @@ impl Snapshot {
         let mut histogram =
             out.encode_descriptor("request_seconds", help, None, MetricType::Histogram)?;
         let counts = stats.seconds.counts();
-        let bounds = BOUNDS_US.iter().map(|&us| seconds(us)).chain([f64::MAX]);
+        let bounds = BOUNDS_US
+            .iter()
+            .map(|&us| seconds(us))
+            .chain([f64::INFINITY]);
         let buckets: Vec<(f64, u64)> = bounds.zip(counts).collect();
         let sum = seconds(stats.seconds.sum_us());
         histogram.encode_histogram::<NoLabelSet>(sum, counts.iter().sum(), &buckets, None)?;
