@@ -1,10 +1,11 @@
 //! What this node holds: records by partition and key.
 //!
 //! Knows nothing of rings, peers or clocks: `now` and versions are handed in. The only user of
-//! dashmap: it shards the partitions, each partition is a table of packed records with its digest,
+//! dashmap: it shards the partitions, each partition is a slab of records and a table of their places, with a digest,
 //! so that a record and the digest that counts it change under one lock.
 
 mod packed;
+mod slab;
 
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,7 +18,8 @@ use crate::model::{
     Digest, Expiry, HashedKey, KeyHasher, Millis, PartitionId, Prior, RecordRef, Stamp, Summary,
 };
 
-use packed::Packed;
+use packed::{Layout, Packed};
+use slab::{Place, Slab};
 
 /// All records of one node.
 #[derive(Debug)]
@@ -86,7 +88,7 @@ impl Store {
             return read(None);
         };
         let found = partition.find(key).filter(|packed| !packed.is_expired(now));
-        read(found.map(Packed::record))
+        read(found.map(|packed| packed.record()))
     }
 
     /// What is held of a key, without its value.
@@ -104,30 +106,33 @@ impl Store {
         };
         let Partition {
             table,
+            slab,
             digest,
             next_expiry,
         } = &mut *partition;
-        let is_key = |packed: &Packed| packed.key() == key.bytes;
-        let rehash = |packed: &Packed| table_hash(self.hasher.hash(packed.key()));
+        let is_key = |place: &Place| slab.get(*place).key() == key.bytes;
+        let rehash = |place: &Place| table_hash(self.hasher.hash(slab.get(*place).key()));
         let (prior, before) = match table.entry(table_hash(key.hash), is_key, rehash) {
             Entry::Vacant(vacant) => {
-                vacant.insert(Packed::new(key.bytes, record));
+                vacant.insert(slab.insert(key.bytes, record));
                 (Prior::default(), Held::default())
             }
             Entry::Occupied(mut occupied) => {
-                let packed = occupied.get_mut();
+                let place = occupied.get_mut();
+                let packed = slab.get(*place);
                 let prior = prior(packed, now);
                 if packed.stamp() > record.stamp() {
                     return Applied::Superseded { by: prior };
                 }
                 let before = Held::of(packed);
                 *digest = digest.minus(self.hasher.digest_of(key.hash, packed.stamp()));
-                packed.replace(record);
+                *place = slab.replace(*place, record);
                 (prior, before)
             }
         };
         *digest = digest.plus(self.hasher.digest_of(key.hash, record.stamp()));
         *next_expiry = earlier(*next_expiry, record.expiry.at);
+        self.compact(table, slab);
         self.count(before, Held::new(key.bytes, record));
         Applied::Applied { prior }
     }
@@ -144,12 +149,15 @@ impl Store {
         };
         let Partition {
             table,
+            slab,
             digest,
             next_expiry,
         } = &mut *partition;
-        let Some(packed) = table.find_mut(table_hash(key.hash), |p| p.key() == key.bytes) else {
+        let is_key = |place: &Place| slab.get(*place).key() == key.bytes;
+        let Some(place) = table.find_mut(table_hash(key.hash), is_key) else {
             return nothing;
         };
+        let packed = slab.get(*place);
         let held = packed.stamp();
         if held.newest() > expiry.version {
             return ExpiryChange::Superseded { by: held };
@@ -158,18 +166,27 @@ impl Store {
             return nothing;
         }
         let expired_at_before = packed.expires_at();
+        let mut now_held = Summary::of(packed.record());
         // Nothing to persist: leave the stamp alone, cost no repair.
         let no_change = expired_at_before.is_none() && expiry.at.is_none();
         if packed.is_value() && !no_change {
             let before = Held::of(packed);
-            *digest = digest.minus(self.hasher.digest_of(key.hash, packed.stamp()));
-            packed.replace_expiry(expiry);
-            *digest = digest.plus(self.hasher.digest_of(key.hash, packed.stamp()));
-            self.count(before, Held::of(packed));
+            *digest = digest.minus(self.hasher.digest_of(key.hash, held));
+            // The record is its own source: the value is copied out before it is moved.
+            let record = packed.record().to_record();
+            let record = RecordRef {
+                expiry,
+                ..(&record).into()
+            };
+            *place = slab.replace(*place, record);
+            *digest = digest.plus(self.hasher.digest_of(key.hash, record.stamp()));
+            self.count(before, Held::new(key.bytes, record));
+            now_held = Summary::of(record);
             *next_expiry = earlier(*next_expiry, expiry.at);
+            self.compact(table, slab);
         }
         ExpiryChange::Done {
-            now_held: Some(Summary::of(packed.record())),
+            now_held: Some(now_held),
             expired_at_before,
         }
     }
@@ -190,16 +207,19 @@ impl Store {
         };
         let Partition {
             table,
+            slab,
             digest,
             next_expiry,
         } = &mut *partition;
         let mut freed = 0;
         *next_expiry = None;
-        table.retain(|packed| {
+        table.retain(|place| {
+            let packed = slab.get(*place);
             if packed.is_expired(now) {
                 self.count(Held::of(packed), Held::default());
                 let hash = self.hasher.hash(packed.key());
                 *digest = digest.minus(self.hasher.digest_of(hash, packed.stamp()));
+                slab.remove(*place);
                 freed += 1;
                 return false;
             }
@@ -207,9 +227,20 @@ impl Store {
             true
         });
         if table.capacity() > 64 && table.len() < table.capacity() / 4 {
-            table.shrink_to_fit(|packed| table_hash(self.hasher.hash(packed.key())));
+            table.shrink_to_fit(|place| table_hash(self.hasher.hash(slab.get(*place).key())));
         }
+        self.compact(table, slab);
         freed
+    }
+
+    /// Closes the holes that removals and replacements have left, when there are many.
+    fn compact(&self, table: &mut HashTable<Place>, slab: &mut Slab) {
+        slab.compact(|key, from, to| {
+            let hash = table_hash(self.hasher.hash(key));
+            if let Some(place) = table.find_mut(hash, |place| *place == from) {
+                *place = to;
+            }
+        });
     }
 
     /// The digest of one partition.
@@ -263,7 +294,7 @@ struct Held {
 }
 
 impl Held {
-    fn of(packed: &Packed) -> Self {
+    fn of(packed: Packed<'_>) -> Self {
         let values = u64::from(packed.is_value());
         Self {
             values,
@@ -277,12 +308,12 @@ impl Held {
         Self {
             values,
             tombstones: 1 - values,
-            bytes: Packed::bytes_of(key, record),
+            bytes: Layout::of(key, record).total() as u64,
         }
     }
 }
 
-fn prior(packed: &Packed, now: Millis) -> Prior {
+fn prior(packed: Packed<'_>, now: Millis) -> Prior {
     Prior {
         stamp: Some(packed.stamp()),
         live: packed.is_value() && !packed.is_expired(now),
@@ -291,16 +322,26 @@ fn prior(packed: &Packed, now: Millis) -> Prior {
 
 #[derive(Debug, Default)]
 struct Partition {
-    table: HashTable<Packed>,
+    table: HashTable<Place>,
+    slab: Slab,
     digest: Digest,
     /// No record ends before this moment; `None`: none ends at all.
     next_expiry: Option<Millis>,
 }
 
 impl Partition {
-    fn find(&self, key: HashedKey<'_>) -> Option<&Packed> {
-        self.table
-            .find(table_hash(key.hash), |packed| packed.key() == key.bytes)
+    fn find(&self, key: HashedKey<'_>) -> Option<Packed<'_>> {
+        let mut found = None;
+        let is_key = |place: &Place| {
+            let packed = self.slab.get(*place);
+            let is_key = packed.key() == key.bytes;
+            if is_key {
+                found = Some(packed);
+            }
+            is_key
+        };
+        self.table.find(table_hash(key.hash), is_key)?;
+        found
     }
 }
 

@@ -1,136 +1,106 @@
-//! One record in one allocation.
+//! One record as bytes.
 //!
 //! A map of keys to records would spend two allocations and about 80 bytes on each. Here a record
-//! is one boxed slice: a header, the key, the value. The header leaves out what is not there:
+//! is a run of bytes, a header, the key, the value, and the header leaves out what is not there:
 //!
 //! ```text
-//! flags 1 | value version 16 | expires at 8, if any | expiry version 16, if it differs
-//!         | key length - 1: 2 | key | value
+//! flags 1 | key length - 1: 1, or 2 if long | value length 2, if short | value version 16
+//!         | expires at 8, if any | expiry version 16, if it differs | key | value
 //! ```
+//!
+//! The length of a value that is not short is that of the run: such a record lies alone.
 
 use crate::model::{Expiry, HlcTime, KEY_BYTES_MAX, Millis, NodeTag, RecordRef, Stamp, Version};
 
-/// A record as it lies in memory.
-#[derive(Debug)]
-pub(super) struct Packed(Box<[u8]>);
+/// A record in place.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Packed<'a> {
+    bytes: &'a [u8],
+    head: Head,
+}
 
-impl Packed {
-    /// Packs a record. The key was checked at the door: 1 to 64 KiB.
-    pub(super) fn new(key: &[u8], record: RecordRef<'_>) -> Self {
-        let layout = Layout::of(key, record);
-        let mut bytes = Vec::with_capacity(layout.total);
-        layout.write(key, record, &mut bytes);
-        debug_assert_eq!(bytes.len(), layout.total);
-        Self(bytes.into_boxed_slice())
-    }
-
-    /// Replaces the record, in place when the new one is as long as the old.
-    pub(super) fn replace(&mut self, record: RecordRef<'_>) {
-        let key_at = self.key_at();
-        let key_end = key_at + self.key_len();
-        let layout = Layout::of(&self.0[key_at..key_end], record);
-        if layout.total == self.0.len() && layout.key_at == key_at {
-            layout.write_header(record, &mut self.0[..key_at - KEY_LENGTH_BYTES]);
-            self.0[key_end..].copy_from_slice(record.value.unwrap_or_default());
-            return;
+impl<'a> Packed<'a> {
+    /// The record at the beginning of `bytes`, which [`Layout::write`] wrote.
+    #[inline(always)]
+    pub(super) fn at(bytes: &'a [u8]) -> Self {
+        let head = Head::of(bytes);
+        let end = head.end.unwrap_or(bytes.len());
+        Self {
+            bytes: &bytes[..end],
+            head,
         }
-        *self = Self::new(&self.0[key_at..key_end], record);
-    }
-
-    /// Replaces when the record ends, and nothing else.
-    pub(super) fn replace_expiry(&mut self, expiry: Expiry) {
-        let record = self.record();
-        *self = Self::new(self.key(), RecordRef { expiry, ..record });
     }
 
     /// The key.
     #[inline]
-    pub(super) fn key(&self) -> &[u8] {
-        let at = self.key_at();
-        &self.0[at..at + self.key_len()]
+    pub(super) fn key(self) -> &'a [u8] {
+        &self.bytes[self.head.key_at..self.head.value_at]
     }
 
     /// The record, borrowed.
     #[inline]
-    pub(super) fn record(&self) -> RecordRef<'_> {
-        let version = self.version();
+    pub(super) fn record(self) -> RecordRef<'a> {
+        let Stamp { value, expiry } = self.stamp();
         RecordRef {
-            version,
+            version: value,
             expiry: Expiry {
-                version: self.expiry_version(version),
+                version: expiry,
                 at: self.expires_at(),
             },
-            value: self
-                .is_value()
-                .then(|| &self.0[self.key_at() + self.key_len()..]),
+            value: self.is_value().then(|| &self.bytes[self.head.value_at..]),
         }
     }
 
     /// What orders this record.
     #[inline]
-    pub(super) fn stamp(&self) -> Stamp {
-        let value = self.version();
-        Stamp {
-            value,
-            expiry: self.expiry_version(value),
-        }
+    pub(super) fn stamp(self) -> Stamp {
+        let at = self.head.version_at;
+        let value = self.version_at(at);
+        let expiry = if self.has(HAS_EXPIRY_VERSION) {
+            let expires_at = if self.has(HAS_EXPIRY) { 8 } else { 0 };
+            self.version_at(at + VERSION_BYTES + expires_at)
+        } else {
+            value
+        };
+        Stamp { value, expiry }
     }
 
     /// When it ends.
-    pub(super) fn expires_at(&self) -> Option<Millis> {
+    pub(super) fn expires_at(self) -> Option<Millis> {
         self.has(HAS_EXPIRY)
-            .then(|| Millis(self.u64_at(VERSION_END)))
+            .then(|| Millis(self.u64_at(self.head.version_at + VERSION_BYTES)))
     }
 
     /// Whether its time is over at `now`.
-    pub(super) fn is_expired(&self, now: Millis) -> bool {
+    pub(super) fn is_expired(self, now: Millis) -> bool {
         self.expires_at().is_some_and(|at| at <= now)
     }
 
     /// Whether it holds a value, as opposed to a tombstone.
-    pub(super) fn is_value(&self) -> bool {
+    pub(super) fn is_value(self) -> bool {
         !self.has(IS_TOMBSTONE)
     }
 
-    /// What [`Packed::bytes`] of this record is.
-    pub(super) fn bytes_of(key: &[u8], record: RecordRef<'_>) -> u64 {
-        Layout::of(key, record).total as u64
+    /// Bytes of memory it takes, without what the table adds.
+    pub(super) const fn bytes(self) -> u64 {
+        self.bytes.len() as u64
     }
 
-    /// Bytes of memory it takes, without what the allocator and the table add.
-    pub(super) fn bytes(&self) -> u64 {
-        self.0.len() as u64
+    /// The same in bytes to skip.
+    pub(super) const fn len(self) -> usize {
+        self.bytes.len()
     }
 
-    fn has(&self, flag: u8) -> bool {
-        self.0[0] & flag != 0
+    /// Whether [`kill`] was called on it.
+    pub(super) fn is_dead(self) -> bool {
+        self.has(IS_DEAD)
     }
 
-    fn version(&self) -> Version {
-        self.version_at(1)
+    fn has(self, flag: u8) -> bool {
+        self.bytes[0] & flag != 0
     }
 
-    fn expiry_version(&self, of_value: Version) -> Version {
-        let at = VERSION_END + if self.has(HAS_EXPIRY) { 8 } else { 0 };
-        if self.has(HAS_EXPIRY_VERSION) {
-            self.version_at(at)
-        } else {
-            of_value
-        }
-    }
-
-    #[inline]
-    fn key_at(&self) -> usize {
-        header_bytes(self.0[0]) + KEY_LENGTH_BYTES
-    }
-
-    #[inline]
-    fn key_len(&self) -> usize {
-        let at = header_bytes(self.0[0]);
-        usize::from(u16::from_le_bytes([self.0[at], self.0[at + 1]])) + 1
-    }
-
-    fn version_at(&self, at: usize) -> Version {
+    fn version_at(self, at: usize) -> Version {
         Version {
             hlc: HlcTime(self.u64_at(at)),
             node: NodeTag(self.u64_at(at + 8)),
@@ -138,24 +108,75 @@ impl Packed {
     }
 
     #[inline]
-    fn u64_at(&self, at: usize) -> u64 {
+    fn u64_at(self, at: usize) -> u64 {
         let mut bytes = [0; 8];
-        bytes.copy_from_slice(&self.0[at..at + 8]);
+        bytes.copy_from_slice(&self.bytes[at..at + 8]);
         u64::from_le_bytes(bytes)
     }
 }
 
-struct Layout {
-    flags: u8,
+/// Marks the record at the beginning of `bytes` as one that nothing points to any more.
+pub(super) fn kill(bytes: &mut [u8]) {
+    bytes[0] |= IS_DEAD;
+}
+
+/// Where the parts of a record are.
+#[derive(Debug, Clone, Copy)]
+struct Head {
+    version_at: usize,
     key_at: usize,
+    value_at: usize,
+    /// `None`: it ends where the run does.
+    end: Option<usize>,
+}
+
+impl Head {
+    #[inline(always)]
+    fn of(bytes: &[u8]) -> Self {
+        let flags = bytes[0];
+        let u16_at = |at: usize| usize::from(u16::from_le_bytes([bytes[at], bytes[at + 1]]));
+        let (key_len, mut at) = if flags & HAS_LONG_KEY == 0 {
+            (usize::from(bytes[1]) + 1, 2)
+        } else {
+            (u16_at(1) + 1, 3)
+        };
+        let mut value_len = None;
+        if flags & HAS_SHORT_VALUE != 0 {
+            value_len = Some(u16_at(at));
+            at += VALUE_LENGTH_BYTES;
+        } else if flags & IS_TOMBSTONE != 0 {
+            value_len = Some(0);
+        }
+        let key_at = at + stamp_bytes(flags);
+        let value_at = key_at + key_len;
+        Self {
+            version_at: at,
+            key_at,
+            value_at,
+            end: value_len.map(|len| value_at + len),
+        }
+    }
+}
+
+/// How a record is laid out, before it is.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Layout {
+    flags: u8,
     total: usize,
 }
 
 impl Layout {
-    fn of(key: &[u8], record: RecordRef<'_>) -> Self {
+    /// The key was checked at the door: 1 to 64 KiB.
+    pub(super) fn of(key: &[u8], record: RecordRef<'_>) -> Self {
+        debug_assert!(
+            !key.is_empty() && key.len() <= KEY_BYTES_MAX,
+            "checked at the door"
+        );
         let mut flags = 0;
-        if record.value.is_none() {
-            flags |= IS_TOMBSTONE;
+        match record.value {
+            None => flags |= IS_TOMBSTONE,
+            Some(value) if value.len() <= SHORT_VALUE_BYTES_MAX => flags |= HAS_SHORT_VALUE,
+            Some(_) => {}
         }
         if record.expiry.at.is_some() {
             flags |= HAS_EXPIRY;
@@ -163,36 +184,75 @@ impl Layout {
         if record.expiry.version != record.version {
             flags |= HAS_EXPIRY_VERSION;
         }
-        let key_at = header_bytes(flags) + KEY_LENGTH_BYTES;
+        let mut lengths = 1;
+        if key.len() > SHORT_KEY_BYTES_MAX {
+            flags |= HAS_LONG_KEY;
+            lengths += 1;
+        }
+        if flags & HAS_SHORT_VALUE != 0 {
+            lengths += VALUE_LENGTH_BYTES;
+        }
+        let value_len = record.value.map_or(0, <[u8]>::len);
         Self {
             flags,
-            key_at,
-            total: key_at + key.len() + record.value.map_or(0, <[u8]>::len),
+            total: 1 + lengths + stamp_bytes(flags) + key.len() + value_len,
         }
     }
 
-    fn write(&self, key: &[u8], record: RecordRef<'_>, bytes: &mut Vec<u8>) {
-        let mut header = [0; HEADER_BYTES_MAX];
-        let header = &mut header[..header_bytes(self.flags)];
-        self.write_header(record, header);
-        bytes.extend_from_slice(header);
-        debug_assert!(
-            !key.is_empty() && key.len() <= KEY_BYTES_MAX,
-            "checked at the door"
-        );
-        let length_less_one = u16::try_from(key.len().saturating_sub(1)).unwrap_or(u16::MAX);
-        bytes.extend_from_slice(&length_less_one.to_le_bytes());
-        bytes.extend_from_slice(key);
-        bytes.extend_from_slice(record.value.unwrap_or_default());
+    /// Bytes it takes.
+    pub(super) const fn total(self) -> usize {
+        self.total
     }
 
-    fn write_header(&self, record: RecordRef<'_>, header: &mut [u8]) {
-        header[0] = self.flags;
-        let mut at = 1;
-        let mut put = |number: u64| {
-            header[at..at + 8].copy_from_slice(&number.to_le_bytes());
+    /// Whether its length is in it, so that others can follow it in one run of bytes.
+    pub(super) const fn tells_its_length(self) -> bool {
+        self.flags & (HAS_SHORT_VALUE | IS_TOMBSTONE) != 0
+    }
+
+    /// Appends the record.
+    pub(super) fn write(self, key: &[u8], record: RecordRef<'_>, out: &mut Vec<u8>) {
+        let before = out.len();
+        out.push(self.flags);
+        let length_less_one = u16::try_from(key.len().saturating_sub(1)).unwrap_or(u16::MAX);
+        let [low, high] = length_less_one.to_le_bytes();
+        out.push(low);
+        if self.flags & HAS_LONG_KEY != 0 {
+            out.push(high);
+        }
+        let value = record.value.unwrap_or_default();
+        if self.flags & HAS_SHORT_VALUE != 0 {
+            let length = u16::try_from(value.len()).unwrap_or(u16::MAX);
+            out.extend_from_slice(&length.to_le_bytes());
+        }
+        self.for_each_number(record, |number| {
+            out.extend_from_slice(&number.to_le_bytes());
+        });
+        out.extend_from_slice(key);
+        out.extend_from_slice(value);
+        debug_assert_eq!(out.len() - before, self.total);
+    }
+
+    /// Writes over a record of the same key if the layouts are the same; whether they were.
+    pub(super) fn write_over(self, record: RecordRef<'_>, bytes: &mut [u8]) -> bool {
+        let before = Packed::at(bytes);
+        if bytes[0] != self.flags || before.len() != self.total {
+            return false;
+        }
+        let Head {
+            version_at,
+            value_at,
+            ..
+        } = before.head;
+        let mut at = version_at;
+        self.for_each_number(record, |number| {
+            bytes[at..at + 8].copy_from_slice(&number.to_le_bytes());
             at += 8;
-        };
+        });
+        bytes[value_at..self.total].copy_from_slice(record.value.unwrap_or_default());
+        true
+    }
+
+    fn for_each_number(self, record: RecordRef<'_>, mut put: impl FnMut(u64)) {
         put(record.version.hlc.0);
         put(record.version.node.0);
         if let Some(expires_at) = record.expiry.at {
@@ -205,23 +265,29 @@ impl Layout {
     }
 }
 
-const fn header_bytes(flags: u8) -> usize {
+const fn stamp_bytes(flags: u8) -> usize {
     let expiry = if flags & HAS_EXPIRY != 0 { 8 } else { 0 };
     let expiry_version = if flags & HAS_EXPIRY_VERSION != 0 {
         VERSION_BYTES
     } else {
         0
     };
-    VERSION_END + expiry + expiry_version
+    VERSION_BYTES + expiry + expiry_version
 }
 
 const IS_TOMBSTONE: u8 = 1;
 const HAS_EXPIRY: u8 = 2;
 const HAS_EXPIRY_VERSION: u8 = 4;
+const HAS_LONG_KEY: u8 = 8;
+const HAS_SHORT_VALUE: u8 = 16;
+const IS_DEAD: u8 = 32;
+
 const VERSION_BYTES: usize = 16;
-const VERSION_END: usize = 1 + VERSION_BYTES;
-const HEADER_BYTES_MAX: usize = VERSION_END + 8 + VERSION_BYTES;
-const KEY_LENGTH_BYTES: usize = 2;
+const VALUE_LENGTH_BYTES: usize = 2;
+const SHORT_KEY_BYTES_MAX: usize = 256;
+/// Longer ones are worth an allocation each: the share of what it adds is small, and moving them
+/// together would cost more.
+const SHORT_VALUE_BYTES_MAX: usize = 1_024;
 
 #[cfg(test)]
 mod tests {
@@ -232,7 +298,10 @@ mod tests {
 
     fn record() -> impl Strategy<Value = Record> {
         let version = || (any::<u64>(), any::<u64>());
-        let body = prop::option::of(prop::collection::vec(any::<u8>(), 0..40));
+        let body = prop::option::of(prop_oneof![
+            4 => prop::collection::vec(any::<u8>(), 0..4),
+            1 => prop::collection::vec(any::<u8>(), 0..2_000),
+        ]);
         (
             version(),
             prop::option::of(version()),
@@ -264,20 +333,32 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_packed_comes_out(key in prop::collection::vec(any::<u8>(), 1..300), a in record(), b in record()) {
-            let mut packed = Packed::new(&key, (&a).into());
+            let layout = Layout::of(&key, (&a).into());
+            let mut bytes = Vec::new();
+            layout.write(&key, (&a).into(), &mut bytes);
+            prop_assert_eq!(bytes.len(), layout.total());
+            if layout.tells_its_length() {
+                bytes.extend([7; 9]);
+            }
+            let packed = Packed::at(&bytes);
+            prop_assert_eq!(packed.len(), layout.total());
             prop_assert_eq!(packed.key(), &key[..]);
             prop_assert_eq!(packed.stamp(), a.stamp());
-            prop_assert_eq!(packed.record().to_record(), a);
-            packed.replace((&b).into());
+            prop_assert_eq!(packed.record().to_record(), a.clone());
+            let is_over = Layout::of(&key, (&b).into()).write_over((&b).into(), &mut bytes);
+            let packed = Packed::at(&bytes);
             prop_assert_eq!(packed.key(), &key[..]);
-            prop_assert_eq!(packed.record().to_record(), b);
+            prop_assert_eq!(packed.record().to_record(), if is_over { b } else { a });
         }
     }
 
     #[test]
     fn the_longest_key_fits() {
         let key = vec![b'k'; KEY_BYTES_MAX];
-        let packed = Packed::new(&key, (&Record::tombstone(Version::default())).into());
+        let tombstone = Record::tombstone(Version::default());
+        let mut bytes = Vec::new();
+        Layout::of(&key, (&tombstone).into()).write(&key, (&tombstone).into(), &mut bytes);
+        let packed = Packed::at(&bytes);
         assert_eq!(packed.key(), key);
         assert_eq!(packed.record().value, None);
     }
