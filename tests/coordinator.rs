@@ -10,12 +10,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use quorate::env::{Clock, Env, MemoryDisk, SeededRng, SystemClock, Tasks};
 use quorate::front::peer_server::PeerServer;
-use quorate::model::{HashedKey, Hlc, KeyHasher, Millis, NodeId, NodeTag, Record};
+use quorate::model::{HashedKey, Hlc, KeyHasher, Level, Millis, NodeId, NodeTag, Quorum, Record};
 use quorate::net::MemoryNetwork;
 use quorate::node::coordinator::{
     Action, Config, Coordinator, Outcome, Parts, Request, RequestError,
 };
-use quorate::node::replica::Replica;
+use quorate::node::replica::{Replica, Standing};
 use quorate::ring::{Member, MemberState, Partitions, RingParams, Role, View};
 use quorate::store::Store;
 use tokio::sync::watch;
@@ -80,7 +80,12 @@ impl Ring {
             };
             let store = Arc::new(Store::new(hasher));
             let hlc = Arc::new(Hlc::new(Duration::from_secs(10)));
-            let replica = Arc::new(Replica::new(Arc::clone(&store), Arc::clone(&hlc), 1 << 20));
+            let replica = Arc::new(Replica::new(
+                Arc::clone(&store),
+                Arc::clone(&hlc),
+                1 << 20,
+                Standing::sure(partitions),
+            ));
             let service = PeerServer::new(
                 Arc::clone(&replica),
                 Arc::clone(&env.clock),
@@ -91,11 +96,11 @@ impl Ring {
             network.connect(id.tag(), Arc::new(service));
             let coordinator = Coordinator::new(Parts {
                 config: Config {
-                    r,
-                    w,
+                    quorum: Quorum::new(count, r, w).unwrap(),
                     timeout: Duration::from_secs(1),
                 },
                 self_tag: id.tag(),
+                writer: id.writer_tag(1),
                 env,
                 view: watch::Sender::new(Arc::clone(&view)).subscribe(),
                 replica,
@@ -122,6 +127,7 @@ impl Ring {
         let request = Request {
             key: Bytes::from_static(b"key"),
             action,
+            level: Level::Quorum,
         };
         self.nodes[node]
             .coordinator
@@ -409,6 +415,7 @@ async fn writes_of_one_key_in_one_batch_keep_their_order() {
             value: Bytes::from(number.to_string()),
             expires_at: None,
         },
+        level: Level::Quorum,
     };
     for round in 0..20 {
         // A competitor writes the same key at the same time.

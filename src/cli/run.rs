@@ -19,13 +19,14 @@ use crate::config::{self, Checked, Settings, Sources};
 use crate::env::{Env, RealDisk, SeededRng, SystemClock, Tasks};
 use crate::front::metrics::Metrics;
 use crate::front::peer_server::PeerServer;
-use crate::front::resp_server::{self, LocalFacts, NodeFacts, RespServer};
+use crate::front::resp_server::{self, LevelRules, LocalFacts, NodeFacts, RespServer};
 use crate::front::{admin, http};
 use crate::model::{Hlc, KeyHasher};
 use crate::net::{self, CredentialFiles, Credentials, Endpoint};
+use crate::node::catch_up::CatchUp;
 use crate::node::coordinator::{self, Coordinator, Parts};
 use crate::node::membership::{self, Membership};
-use crate::node::replica::Replica;
+use crate::node::replica::{Replica, Standing};
 use crate::node::status::NodeStatus;
 use crate::node::sweeper::sweep;
 use crate::ring::{Partitions, RingParams, Role};
@@ -100,6 +101,7 @@ impl Node {
             Arc::clone(&store),
             Arc::clone(&clock),
             value_bytes_max,
+            Standing::unsure(params.partitions),
         ));
 
         let membership_config = membership_config(settings, params.clone());
@@ -107,11 +109,11 @@ impl Node {
             Membership::start(membership_config, env, Arc::new(endpoint.clone())).await?;
         let coordinator = Coordinator::new(Parts {
             config: coordinator::Config {
-                r: settings.quorum().r(),
-                w: settings.quorum().w(),
+                quorum: settings.quorum(),
                 timeout: settings.request_timeout,
             },
             self_tag: settings.node.tag(),
+            writer: settings.node.writer_tag(membership.incarnation()),
             env: env.clone(),
             view: membership.view(),
             replica: Arc::clone(&replica),
@@ -119,17 +121,7 @@ impl Node {
             hasher,
             transport: Arc::new(endpoint.clone()),
         });
-        let table = membership.clone();
-        let peer_server = PeerServer::new(
-            Arc::clone(&replica),
-            Arc::clone(&env.clock),
-            hasher,
-            params.partitions,
-            Box::new(move || table.table_bytes()),
-        );
-        endpoint.serve(Arc::new(peer_server));
-        env.tasks
-            .spawn(sweep(Arc::clone(&store), params.partitions, env.clone()));
+        serve_peers(settings, env, (&membership, &endpoint), (&store, &replica))?;
 
         let status = NodeStatus {
             self_id: settings.node.clone(),
@@ -158,6 +150,39 @@ impl Node {
         // Last, so that nothing dials anew what was closed.
         self.endpoint.close().await;
     }
+}
+
+/// What a node does for others and by itself: answers peers, catches up, frees what has expired.
+fn serve_peers(
+    settings: &Settings,
+    env: &Env,
+    (membership, endpoint): (&Membership, &Endpoint),
+    (store, replica): (&Arc<Store>, &Arc<Replica>),
+) -> anyhow::Result<()> {
+    let partitions = Partitions::new(settings.partitions)?;
+    let hasher = KeyHasher::new(&settings.cluster);
+    let table = membership.clone();
+    let peer_server = PeerServer::new(
+        Arc::clone(replica),
+        Arc::clone(&env.clock),
+        hasher,
+        partitions,
+        Box::new(move || table.table_bytes()),
+    );
+    endpoint.serve(Arc::new(peer_server));
+    let catch_up = CatchUp {
+        self_tag: settings.node.tag(),
+        n: settings.quorum().n(),
+        env: env.clone(),
+        view: membership.view(),
+        replica: Arc::clone(replica),
+        hasher,
+        transport: Arc::new(endpoint.clone()),
+    };
+    env.tasks.spawn(catch_up.run());
+    env.tasks
+        .spawn(sweep(Arc::clone(store), partitions, env.clone()));
+    Ok(())
 }
 
 async fn open_doors(
@@ -334,6 +359,15 @@ fn resp_config(settings: &Settings) -> anyhow::Result<resp_server::Config> {
         idle_max: settings.client_timeout().unwrap_or_default(),
         unfinished_max: settings.unfinished_timeout,
         value_bytes_max: usize::try_from(settings.max_value_bytes.0)?,
+        levels: LevelRules {
+            tcp: settings.resp_level,
+            socket: settings.resp_socket_level,
+            keyspaces: settings
+                .keyspace_levels
+                .iter()
+                .map(|keyspace| (keyspace.prefix.clone().into_bytes(), keyspace.levels))
+                .collect(),
+        },
     })
 }
 

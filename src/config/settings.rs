@@ -10,8 +10,8 @@ use super::render;
 use super::source::{Given, Sources};
 use super::table::{Check, Key, Section, is_default, read, settings};
 use super::units::ByteSize;
-use super::value::{HostPort, Replies, Role, Value};
-use crate::model::{NodeId, Quorum};
+use super::value::{HostPort, Keyspace, Replies, Role, Value};
+use crate::model::{Levels, NodeId, Quorum};
 
 settings! {
     /// All settings of one node, checked: only [`Settings::load`] makes them.
@@ -66,6 +66,18 @@ settings! {
 
         /// How many replicas must acknowledge a write, 1 to n.
         w: Replies = "majority", like 2;
+
+        /// How consistent requests of Redis clients over TCP are: `one`, `quorum`, `all`,
+        /// `local_quorum` or `linearizable`, or two of them as READ/WRITE. A connection chooses
+        /// another with QUORATE LEVEL.
+        pub resp_level: Levels = "quorum", like "one/quorum";
+
+        /// The same for `resp_socket`.
+        pub resp_socket_level: Levels = "quorum", like "linearizable";
+
+        /// The same for keys that begin with a prefix, whoever asks for them; the longest prefix
+        /// that fits counts.
+        pub keyspace_levels: Vec<Keyspace> = [], like ["lock:=linearizable", "seen:=one/quorum"];
 
         /// Into how many slices the keys are cut: a power of two, the same on every node, fixed
         /// when a cluster is born.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use toml::de::{DeInteger, DeValue};
 
 use super::units::{self, ByteSize, UnitError};
-use crate::model::NodeId;
+use crate::model::{LevelError, Levels, NodeId};
 
 /// What was written for a key, before its kind is looked at.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,6 +87,21 @@ pub struct HostPort {
     pub host: String,
     /// Never 0.
     pub port: u16,
+}
+
+/// The levels of all keys that begin with a prefix: `lock:=linearizable`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Keyspace {
+    /// What the keys begin with.
+    pub prefix: String,
+    /// The levels of requests on them.
+    pub levels: Levels,
+}
+
+impl fmt::Display for Keyspace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}={}", self.prefix, self.levels)
+    }
 }
 
 impl fmt::Display for HostPort {
@@ -312,19 +327,72 @@ impl Value for Vec<HostPort> {
     const FORM: &'static str = "a list of \"host:port\"";
 
     fn parse(raw: &Raw) -> Result<Self, Refusal> {
-        match raw {
-            Raw::List(items) => items.iter().map(|item| host_port(item.text()?)).collect(),
-            Raw::Word(text) if text.starts_with('[') => Self::parse(&Raw::from_toml(text)),
-            Raw::Word(text) if text.is_empty() => Ok(Self::new()),
-            Raw::Word(text) => text.split(',').map(host_port).collect(),
-            _ => Err(Refusal::WrongType),
-        }
+        list(raw, host_port)
     }
 
     fn to_toml(&self) -> String {
-        let items: Vec<_> = self.iter().map(|item| quote(&item.to_string())).collect();
-        format!("[{}]", items.join(", "))
+        list_to_toml(self)
     }
+}
+
+impl Value for Vec<Keyspace> {
+    const FORM: &'static str = "a list of \"PREFIX=LEVEL\" or \"PREFIX=READ/WRITE\"";
+
+    fn parse(raw: &Raw) -> Result<Self, Refusal> {
+        list(raw, keyspace)
+    }
+
+    fn to_toml(&self) -> String {
+        list_to_toml(self)
+    }
+}
+
+impl Value for Levels {
+    const FORM: &'static str =
+        "one of one, quorum, all, local_quorum, linearizable, or two of them as \"READ/WRITE\"";
+
+    fn parse(raw: &Raw) -> Result<Self, Refusal> {
+        levels(raw.text()?)
+    }
+
+    fn to_toml(&self) -> String {
+        quote(&self.to_string())
+    }
+}
+
+/// A list in a file, or its items with commas on a command line.
+fn list<T>(raw: &Raw, item: impl Fn(&str) -> Result<T, Refusal>) -> Result<Vec<T>, Refusal> {
+    match raw {
+        Raw::List(items) => items.iter().map(|raw| item(raw.text()?)).collect(),
+        Raw::Word(text) if text.starts_with('[') => list(&Raw::from_toml(text), item),
+        Raw::Word(text) if text.is_empty() => Ok(Vec::new()),
+        Raw::Word(text) => text.split(',').map(item).collect(),
+        _ => Err(Refusal::WrongType),
+    }
+}
+
+fn list_to_toml(items: &[impl fmt::Display]) -> String {
+    let items: Vec<_> = items.iter().map(|item| quote(&item.to_string())).collect();
+    format!("[{}]", items.join(", "))
+}
+
+fn levels(text: &str) -> Result<Levels, Refusal> {
+    text.parse()
+        .map_err(|error: LevelError| Refusal::Bad(error.to_string()))
+}
+
+fn keyspace(text: &str) -> Result<Keyspace, Refusal> {
+    let (prefix, named) = text
+        .rsplit_once('=')
+        .ok_or_else(|| Refusal::Bad(format!("`{text}` is not PREFIX=LEVEL: the `=` is missing")))?;
+    if prefix.is_empty() {
+        let why = format!("`{text}` names no prefix; for all keys set `resp_level`");
+        return Err(Refusal::Bad(why));
+    }
+    Ok(Keyspace {
+        prefix: prefix.to_owned(),
+        levels: levels(named)?,
+    })
 }
 
 fn host_port(text: &str) -> Result<HostPort, Refusal> {

@@ -152,6 +152,7 @@ async fn answer(request: AdminRequest, status: &NodeStatus) -> AdminReply {
     let request = Request {
         key: Bytes::from(key),
         action,
+        level: crate::model::Level::Quorum,
     };
     match status.coordinator.run(vec![request]).await.pop() {
         Some(Outcome::Value(value)) => {

@@ -7,14 +7,14 @@ use bytes::Bytes;
 use serde_bytes::Bytes as ByteSlice;
 
 use crate::env::Clock;
-use crate::model::{HashedKey, KeyHasher, Millis, RecordRef, Summary, check_key};
+use crate::model::{HashedKey, KeyHasher, Millis, PartitionId, RecordRef, Summary, check_key};
 use crate::net::PeerService;
 use crate::node::replica::{Replica, Written};
 use crate::ring::Partitions;
 use crate::store::ExpiryChange;
 use crate::wire::{
-    Answer, FrameError, FrameReader, Operation, RESPONSE_VALUES_BYTES_MAX, Refusal, RequestHeader,
-    ResponseHeader, encode, finish_frame, start_frame,
+    Answer, FrameError, FrameReader, Operation, PAGE_BYTES_MAX, RESPONSE_VALUES_BYTES_MAX, Refusal,
+    RequestHeader, ResponseFrame, ResponseHeader, WireRecord, encode,
 };
 
 /// Where a node's encoded member table comes from.
@@ -48,21 +48,36 @@ impl PeerServer {
         }
     }
 
-    fn answer(&self, operation: Operation<'_>, now: Millis, room: usize, out: &mut Vec<u8>) {
+    /// Answers one operation; whether the answer is sure.
+    fn answer(
+        &self,
+        operation: Operation<'_>,
+        wall: Millis,
+        room: usize,
+        out: &mut Vec<u8>,
+    ) -> bool {
         match operation {
-            Operation::Read(key) => match self.key(key) {
-                Some(key) => self.read(key, now, room, out),
-                None => encode(&TOO_BIG, out),
-            },
+            Operation::Read(key) => {
+                let Some(key) = self.key(key) else {
+                    encode(&TOO_BIG, out);
+                    return true;
+                };
+                self.read(key, room, out);
+                return self.replica.is_sure(key.partition);
+            }
             Operation::Summary(key) => {
-                let held = self.key(key).and_then(|key| self.replica.summary(key, now));
-                encode(&Answer::Summary(held), out);
+                let Some(key) = self.key(key) else {
+                    encode(&TOO_BIG, out);
+                    return true;
+                };
+                encode(&Answer::Summary(self.replica.summary(key)), out);
+                return self.replica.is_sure(key.partition);
             }
             Operation::Write(key, record) => {
                 let written = self
                     .key(key)
                     .ok_or(Refusal::TooBig)
-                    .and_then(|key| self.replica.write(key, RecordRef::from(record), now));
+                    .and_then(|key| self.replica.write(key, RecordRef::from(record), wall));
                 encode(
                     &match written {
                         Ok(Written::Applied(prior)) => Answer::Applied(prior),
@@ -73,10 +88,10 @@ impl PeerServer {
                 );
             }
             Operation::Expire(key, expiry) => {
-                let changed = self
-                    .key(key)
+                let key = self.key(key);
+                let changed = key
                     .ok_or(Refusal::TooBig)
-                    .and_then(|key| self.replica.change_expiry(key, expiry.into(), now));
+                    .and_then(|key| self.replica.change_expiry(key, expiry.into(), wall));
                 encode(
                     &match changed {
                         Ok(ExpiryChange::Done {
@@ -88,6 +103,11 @@ impl PeerServer {
                     },
                     out,
                 );
+                return key.is_none_or(|key| self.replica.is_sure(key.partition));
+            }
+            Operation::Scan(partition, after) => {
+                self.scan(partition, after, out);
+                return self.replica.is_sure(partition);
             }
             Operation::Members => {
                 encode(
@@ -96,12 +116,23 @@ impl PeerServer {
                 );
             }
         }
+        true
+    }
+
+    fn scan(&self, partition: PartitionId, after: Option<u64>, out: &mut Vec<u8>) {
+        let (mut count, mut page) = (0, Vec::new());
+        let next = self.replica.scan(partition, after, |key, record| {
+            encode(&(ByteSlice::new(key), WireRecord::from(record)), &mut page);
+            count += 1;
+            page.len() < PAGE_BYTES_MAX
+        });
+        encode(&Answer::Page(count, ByteSlice::new(&page), next), out);
     }
 
     /// The whole record while the response has room for values, its summary after that: the
     /// caller asks again for what it still needs.
-    fn read(&self, key: HashedKey<'_>, now: Millis, room: usize, out: &mut Vec<u8>) {
-        self.replica.read(key, now, |record| {
+    fn read(&self, key: HashedKey<'_>, room: usize, out: &mut Vec<u8>) {
+        self.replica.read(key, |record| {
             // Encoded under the partition's lock, straight from the store: the one copy made.
             match record {
                 Some(record) if room == 0 => {
@@ -126,15 +157,25 @@ impl PeerServer {
 impl PeerService for PeerServer {
     fn serve(&self, frame: &Bytes, out: &mut Vec<u8>) -> Result<(), FrameError> {
         let mut operations = FrameReader::new(frame);
-        let RequestHeader { id, count, .. } = operations.read()?;
-        let now = self.clock.wall();
-        let start = start_frame(&ResponseHeader { id, count }, out);
+        let RequestHeader {
+            id, count, clock, ..
+        } = operations.read()?;
+        let wall = self.clock.wall();
+        self.replica.note_clock(clock, wall);
+        let header = ResponseHeader {
+            id,
+            count,
+            clock: self.replica.now(wall),
+            is_sure: true,
+        };
+        let frame = ResponseFrame::start(&header, out);
+        let mut is_sure = true;
         for _ in 0..count {
             let operation = operations.read()?;
-            let room = RESPONSE_VALUES_BYTES_MAX.saturating_sub(out.len() - start);
-            self.answer(operation, now, room, out);
+            let room = RESPONSE_VALUES_BYTES_MAX.saturating_sub(frame.bytes(out));
+            is_sure &= self.answer(operation, wall, room, out);
         }
-        finish_frame(start, out);
+        frame.finish(is_sure, out);
         Ok(())
     }
 }

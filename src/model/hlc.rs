@@ -94,6 +94,17 @@ impl Hlc {
         HlcTime(wall.max(last.saturating_add(1)))
     }
 
+    /// The present reading, without a new one: at least the wall clock, and every reading that was
+    /// taken or observed.
+    #[must_use]
+    pub fn read(&self, now: Millis) -> HlcTime {
+        HlcTime(
+            HlcTime::from_millis(now)
+                .0
+                .max(self.last.load(Ordering::Acquire)),
+        )
+    }
+
     /// Moves this clock past a reading of another one, so that the next [`Hlc::tick`] is greater.
     ///
     /// A reading too far ahead is refused and never adopted: one broken clock must not drag the

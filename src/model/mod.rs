@@ -5,6 +5,7 @@
 mod hash;
 mod hlc;
 mod key;
+mod level;
 mod node;
 mod quorum;
 mod record;
@@ -12,6 +13,7 @@ mod record;
 pub use hash::{Digest, HashedKey, KeyHasher, PartitionId};
 pub use hlc::{ClockDrift, Hlc, HlcTime, Millis};
 pub use key::{KEY_BYTES_MAX, KeyError, check_key};
+pub use level::{Level, LevelError, Levels, Need};
 pub use node::{NODE_NAME_BYTES_MAX, NodeId, NodeIdError, NodeTag};
 pub use quorum::{Quorum, QuorumError, REPLICAS_MAX};
 pub use record::{Body, Expiry, Prior, Record, RecordRef, Stamp, Summary, Version};

@@ -63,6 +63,15 @@ impl NodeId {
         hasher.write(self.0.as_bytes());
         NodeTag(hasher.finish())
     }
+
+    /// The number that stands for one start of this node, in the versions of what it writes.
+    #[must_use]
+    pub fn writer_tag(&self, incarnation: u64) -> NodeTag {
+        let mut hasher = SipHasher13::new();
+        hasher.write(self.0.as_bytes());
+        hasher.write_u64(incarnation);
+        NodeTag(hasher.finish())
+    }
 }
 
 impl FromStr for NodeId {

@@ -80,6 +80,12 @@ impl Quorum {
         self.w
     }
 
+    /// More than half of n.
+    #[must_use]
+    pub const fn majority_of_n(self) -> u8 {
+        self.n / 2 + 1
+    }
+
     /// Whether every read quorum meets every write quorum: r + w > n.
     #[must_use]
     pub const fn reads_meet_writes(self) -> bool {

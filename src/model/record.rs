@@ -159,6 +159,12 @@ impl RecordRef<'_> {
         }
     }
 
+    /// Whether its time is over at `now`.
+    #[must_use]
+    pub fn is_expired(&self, now: Millis) -> bool {
+        self.expiry.at.is_some_and(|at| at <= now)
+    }
+
     /// A copy that stands on its own.
     #[must_use]
     pub fn to_record(&self) -> Record {
@@ -207,6 +213,18 @@ impl Summary {
             expires_at: record.expiry.at,
             value_bytes: record.value.map(|value| value.len() as u64),
         }
+    }
+
+    /// Whether its time is over at `now`.
+    #[must_use]
+    pub fn is_over(&self, now: Millis) -> bool {
+        self.expires_at.is_some_and(|at| at <= now)
+    }
+
+    /// Whether there is a value that a client may see at `now`.
+    #[must_use]
+    pub fn is_live(&self, now: Millis) -> bool {
+        self.value_bytes.is_some() && !self.is_over(now)
     }
 }
 

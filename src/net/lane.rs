@@ -86,6 +86,7 @@ impl LaneQueue {
             id,
             budget_ms,
             count: operations.count(),
+            clock: operations.clock(),
         };
         let start = start_frame(&header, &mut state.buffer);
         state.buffer.extend_from_slice(operations.encoded());
@@ -182,6 +183,8 @@ impl LaneQueue {
             frame,
             answers,
             count: header.count,
+            clock: header.clock,
+            is_sure: header.is_sure,
         }))
     }
 

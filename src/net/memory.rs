@@ -111,6 +111,7 @@ impl Transport for MemoryTransport {
             id: 0,
             budget_ms: 0,
             count: operations.count(),
+            clock: operations.clock(),
         };
         let mut frame = Vec::new();
         let start = start_frame(&header, &mut frame);
@@ -130,11 +131,19 @@ impl Transport for MemoryTransport {
                 return;
             };
             let mut answers = FrameReader::new(&frame);
-            if let Ok(ResponseHeader { count, .. }) = answers.read() {
+            if let Ok(ResponseHeader {
+                count,
+                clock,
+                is_sure,
+                ..
+            }) = answers.read()
+            {
                 drop(sink.on_reply(Ok(Response {
                     frame: &frame,
                     answers,
                     count,
+                    clock,
+                    is_sure,
                 })));
             }
         });

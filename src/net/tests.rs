@@ -11,7 +11,7 @@ use tokio::time::timeout;
 
 use super::*;
 use crate::env::{Clock, Env, MemoryDisk, SeededRng, SystemClock, Tasks};
-use crate::model::NodeId;
+use crate::model::{HlcTime, NodeId};
 use crate::wire::{
     Answer, FrameError, FrameReader, Operation, RequestHeader, ResponseHeader, encode,
     finish_frame, start_frame,
@@ -25,7 +25,15 @@ impl PeerService for Echo {
     fn serve(&self, frame: &Bytes, out: &mut Vec<u8>) -> Result<(), FrameError> {
         let mut operations = FrameReader::new(frame);
         let RequestHeader { id, count, .. } = operations.read()?;
-        let start = start_frame(&ResponseHeader { id, count }, out);
+        let start = start_frame(
+            &ResponseHeader {
+                id,
+                count,
+                clock: HlcTime(0),
+                is_sure: true,
+            },
+            out,
+        );
         for _ in 0..count {
             match operations.read()? {
                 Operation::Members => {

@@ -7,7 +7,7 @@ use serde::Serialize;
 use thiserror::Error;
 use tokio::time::Instant;
 
-use crate::model::NodeTag;
+use crate::model::{HlcTime, NodeTag};
 use crate::wire::{self, FrameError, FrameReader};
 
 /// Which stream to a peer carries a call. Bulk never delays a request, and one large value does
@@ -30,9 +30,19 @@ pub const LARGE_BYTES: usize = 128 * 1024;
 pub struct Operations {
     count: u32,
     encoded: Vec<u8>,
+    clock: HlcTime,
 }
 
 impl Operations {
+    /// No operations yet, from a caller whose clock reads `clock`.
+    #[must_use]
+    pub fn new(clock: HlcTime) -> Self {
+        Self {
+            clock,
+            ..Self::default()
+        }
+    }
+
     /// Adds one operation.
     pub fn push(&mut self, operation: &impl Serialize) {
         wire::encode(operation, &mut self.encoded);
@@ -49,6 +59,17 @@ impl Operations {
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.count == 0
+    }
+
+    /// Tells the time at which they are sent.
+    pub const fn set_clock(&mut self, clock: HlcTime) {
+        self.clock = clock;
+    }
+
+    /// The caller's clock.
+    #[must_use]
+    pub const fn clock(&self) -> HlcTime {
+        self.clock
     }
 
     /// Their encoding.
@@ -90,6 +111,10 @@ pub struct Response<'a> {
     pub answers: FrameReader<'a>,
     /// How many there are.
     pub count: u32,
+    /// The peer's clock.
+    pub clock: HlcTime,
+    /// See [`ResponseHeader::is_sure`](wire::ResponseHeader::is_sure).
+    pub is_sure: bool,
 }
 
 /// Why a call has no response.

@@ -1,5 +1,6 @@
 //! A node's own doings: it coordinates requests and is a replica for others.
 
+pub mod catch_up;
 pub mod coordinator;
 pub mod membership;
 pub mod replica;

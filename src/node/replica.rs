@@ -1,11 +1,15 @@
 //! What a node does as a replica: its own copy of a record, asked for by itself or by peers.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use tracing::warn;
+use tracing::{debug, warn};
 
-use crate::model::{ClockDrift, Expiry, HashedKey, Hlc, Millis, Prior, RecordRef, Stamp, Summary};
+use crate::model::{
+    ClockDrift, Expiry, HashedKey, Hlc, HlcTime, Millis, PartitionId, Prior, RecordRef, Stamp,
+    Summary,
+};
+use crate::ring::Partitions;
 use crate::store::{Applied, ExpiryChange, Store};
 use crate::wire::Refusal;
 
@@ -15,7 +19,38 @@ pub struct Replica {
     store: Arc<Store>,
     clock: Arc<Hlc>,
     value_bytes_max: usize,
+    standing: Standing,
     drift_refusals: AtomicU64,
+}
+
+/// Of which partitions a replica holds all that it ever acknowledged.
+///
+/// A node that starts holds nothing, but it may have acknowledged writes before: that it holds
+/// nothing of a key then says nothing. It is sure of a partition again once it has caught up (see
+/// [`crate::node::catch_up`]).
+#[derive(Debug)]
+pub struct Standing(Box<[AtomicBool]>);
+
+impl Standing {
+    /// That of a node that has just started.
+    #[must_use]
+    pub fn unsure(partitions: Partitions) -> Self {
+        Self::all(partitions, false)
+    }
+
+    /// That of a node that has never been without its memory.
+    #[must_use]
+    pub fn sure(partitions: Partitions) -> Self {
+        Self::all(partitions, true)
+    }
+
+    fn all(partitions: Partitions, is_sure: bool) -> Self {
+        Self(partitions.all().map(|_| AtomicBool::new(is_sure)).collect())
+    }
+
+    fn of(&self, partition: PartitionId) -> Option<&AtomicBool> {
+        self.0.get(usize::from(partition.0))
+    }
 }
 
 /// What became of a write or of a change of expiry.
@@ -30,29 +65,70 @@ pub enum Written {
 impl Replica {
     /// A replica that keeps its records in `store`.
     #[must_use]
-    pub const fn new(store: Arc<Store>, clock: Arc<Hlc>, value_bytes_max: usize) -> Self {
+    pub const fn new(
+        store: Arc<Store>,
+        clock: Arc<Hlc>,
+        value_bytes_max: usize,
+        standing: Standing,
+    ) -> Self {
         Self {
             store,
             clock,
             value_bytes_max,
+            standing,
             drift_refusals: AtomicU64::new(0),
         }
     }
 
-    /// Reads a record in place; see [`Store::read`].
-    pub fn read<T>(
-        &self,
-        key: HashedKey<'_>,
-        now: Millis,
-        read: impl FnOnce(Option<RecordRef<'_>>) -> T,
-    ) -> T {
-        self.store.read(key, now, read)
+    /// Reads a record in place; see [`Store::read`]. One whose time is over is a record here: what
+    /// has ended is for the coordinator to judge, by one clock for all replicas.
+    pub fn read<T>(&self, key: HashedKey<'_>, read: impl FnOnce(Option<RecordRef<'_>>) -> T) -> T {
+        self.store.read(key, Millis(0), read)
     }
 
-    /// What is held of a key, without its value.
+    /// What is held of a key, without its value; see [`Replica::read`].
     #[must_use]
-    pub fn summary(&self, key: HashedKey<'_>, now: Millis) -> Option<Summary> {
-        self.store.summary(key, now)
+    pub fn summary(&self, key: HashedKey<'_>) -> Option<Summary> {
+        self.store.summary(key, Millis(0))
+    }
+
+    /// Whether it holds all that it ever acknowledged in this partition.
+    #[must_use]
+    pub fn is_sure(&self, partition: PartitionId) -> bool {
+        let standing = self.standing.of(partition);
+        standing.is_some_and(|is_sure| is_sure.load(Ordering::Acquire))
+    }
+
+    /// Says so, or no longer.
+    pub fn set_sure(&self, partition: PartitionId, is_sure: bool) {
+        if let Some(standing) = self.standing.of(partition) {
+            standing.store(is_sure, Ordering::Release);
+        }
+    }
+
+    /// Shows the records of a partition; see [`Store::scan`].
+    pub fn scan(
+        &self,
+        partition: PartitionId,
+        after: Option<u64>,
+        show: impl FnMut(&[u8], RecordRef<'_>) -> bool,
+    ) -> Option<u64> {
+        self.store.scan(partition, after, show)
+    }
+
+    /// This node's reading of the cluster's clock: what has ended is judged by it, so that no
+    /// reader goes back in time because another node's wall clock is behind.
+    #[must_use]
+    pub fn now(&self, wall: Millis) -> HlcTime {
+        self.clock.read(wall)
+    }
+
+    /// Passes another node's clock, if it is sane.
+    pub fn note_clock(&self, seen: HlcTime, wall: Millis) {
+        if let Err(drift) = self.clock.observe(seen, wall) {
+            // Counted and told where it tries to write.
+            debug!(%drift, "did not follow another node's clock");
+        }
     }
 
     /// Takes a record if it is newer and its clock is sane.
@@ -60,7 +136,7 @@ impl Replica {
         &self,
         key: HashedKey<'_>,
         record: RecordRef<'_>,
-        now: Millis,
+        wall: Millis,
     ) -> Result<Written, Refusal> {
         if record
             .value
@@ -68,7 +144,8 @@ impl Replica {
         {
             return Err(Refusal::TooBig);
         }
-        self.observe(record.stamp(), now)?;
+        self.observe(record.stamp(), wall)?;
+        let now = self.now(wall).millis();
         Ok(match self.store.apply(key, record, now) {
             Applied::Applied { prior } => Written::Applied(prior),
             Applied::Superseded { by } => Written::Superseded(by),
@@ -80,9 +157,10 @@ impl Replica {
         &self,
         key: HashedKey<'_>,
         expiry: Expiry,
-        now: Millis,
+        wall: Millis,
     ) -> Result<ExpiryChange, Refusal> {
-        self.observe(Stamp::fresh(expiry.version), now)?;
+        self.observe(Stamp::fresh(expiry.version), wall)?;
+        let now = self.now(wall).millis();
         Ok(self.store.change_expiry(key, expiry, now))
     }
 

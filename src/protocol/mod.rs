@@ -6,8 +6,8 @@
 mod read;
 mod write;
 
-pub use read::{ReadAction, ReadOp, Want};
-pub use write::{WriteAction, WriteOp};
+pub use read::{ReadAction, ReadOp, ReadPlan, Told, Want};
+pub use write::{WriteAction, WriteOp, WritePlan};
 
 use thiserror::Error;
 
@@ -25,10 +25,39 @@ pub struct QuorumNotMet {
     pub refusal: Option<Refusal>,
 }
 
+/// Which replicas of an operation count, by number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Voters(u16);
+
+impl Voters {
+    /// All of them.
+    pub const EVERYONE: Self = Self(u16::MAX);
+
+    /// Those that `is_voter` names among so many.
+    #[must_use]
+    pub fn those(replicas: usize, is_voter: impl Fn(usize) -> bool) -> Self {
+        let numbers = (0..replicas).filter(|&number| is_voter(number));
+        Self(numbers.fold(0, |voters, number| voters | Self::bit(number)))
+    }
+
+    const fn contains(self, replica: usize) -> bool {
+        self.0 & Self::bit(replica) != 0
+    }
+
+    /// `REPLICAS_MAX` = 16 of them have a bit each.
+    const fn bit(replica: usize) -> u16 {
+        1 << (replica % 16)
+    }
+}
+
 /// Replica states of one operation; three fit without an allocation.
 type Replicas<T> = smallvec::SmallVec<[T; 3]>;
 
-fn count_u8<T>(replicas: &[T], of: impl Fn(&T) -> bool) -> u8 {
+fn count_u8<T>(replicas: impl IntoIterator<Item = T>, of: impl Fn(T) -> bool) -> u8 {
     // At most REPLICAS_MAX = 16 of them.
-    u8::try_from(replicas.iter().filter(|replica| of(replica)).count()).unwrap_or(u8::MAX)
+    let count = replicas
+        .into_iter()
+        .filter_map(|replica| of(replica).then_some(()))
+        .count();
+    u8::try_from(count).unwrap_or(u8::MAX)
 }

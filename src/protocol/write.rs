@@ -4,7 +4,7 @@
 //! something newer says so; then the write is stamped anew, above that, and sent again: its caller
 //! made it later than what it found, whatever the clocks say.
 
-use super::{QuorumNotMet, Replicas, count_u8};
+use super::{QuorumNotMet, Replicas, Voters, count_u8};
 use crate::model::{Prior, Version};
 use crate::wire::Refusal;
 
@@ -26,10 +26,23 @@ pub enum WriteAction {
     Finished,
 }
 
+/// Whose acknowledgements a write needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WritePlan {
+    /// How many of `voters` have to acknowledge.
+    pub need: u8,
+    /// Whose acknowledgements count. All replicas are sent the record.
+    pub voters: Voters,
+    /// The version exceeds what a majority held when the write began. Whatever is newer was then
+    /// written beside this write, not before it: it may as well have come after, and this write
+    /// counts as taken. To stamp it anew would let readers see it, then the other, then it again.
+    pub is_ordered: bool,
+}
+
 /// The write of one key.
 #[derive(Debug)]
 pub struct WriteOp {
-    need: u8,
+    plan: WritePlan,
     replicas: Replicas<State>,
     /// The versions this write has had; the last is the present one.
     versions: smallvec::SmallVec<[Version; 1]>,
@@ -48,11 +61,11 @@ enum State {
 }
 
 impl WriteOp {
-    /// A write that `need` of `replicas` have to acknowledge.
+    /// A write to `replicas`.
     #[must_use]
-    pub fn new(replicas: usize, need: u8, version: Version) -> Self {
+    pub fn new(replicas: usize, plan: WritePlan, version: Version) -> Self {
         Self {
-            need,
+            plan,
             replicas: Replicas::from_elem(State::default(), replicas),
             versions: smallvec::smallvec![version],
             prior: Prior::default(),
@@ -91,6 +104,9 @@ impl WriteOp {
         by: Prior,
         actions: &mut Vec<WriteAction>,
     ) {
+        if self.plan.is_ordered {
+            return self.on_applied(replica, version, by, actions);
+        }
         self.note_prior(by);
         if version != self.version() {
             return;
@@ -168,9 +184,8 @@ impl WriteOp {
         if self.outcome.is_some() {
             return;
         }
-        let applied = count_u8(&self.replicas, |&state| state == State::Applied);
-        let waiting = count_u8(&self.replicas, |&state| state == State::Waiting);
-        if applied >= self.need {
+        let (applied, waiting) = (self.count(State::Applied), self.count(State::Waiting));
+        if applied >= self.plan.need {
             self.outcome = Some(Ok(self.prior));
             actions.push(WriteAction::Finished);
         } else if waiting == 0 {
@@ -180,13 +195,18 @@ impl WriteOp {
     }
 
     fn fail(&mut self, actions: &mut Vec<WriteAction>) {
-        let got = count_u8(&self.replicas, |&state| state == State::Applied);
         self.outcome = Some(Err(QuorumNotMet {
-            need: self.need,
-            got,
+            need: self.plan.need,
+            got: self.count(State::Applied),
             refusal: self.refusal,
         }));
         actions.push(WriteAction::Finished);
+    }
+
+    fn count(&self, state: State) -> u8 {
+        let voters = self.replicas.iter().enumerate();
+        let voters = voters.filter(|(number, _)| self.plan.voters.contains(*number));
+        count_u8(voters, |(_, &held)| held == state)
     }
 
     fn note_prior(&mut self, prior: Prior) {
@@ -199,7 +219,7 @@ impl WriteOp {
     }
 
     fn is_majority(&self) -> bool {
-        2 * usize::from(self.need) > self.replicas.len()
+        2 * usize::from(self.plan.need) > self.replicas.len()
     }
 }
 
@@ -211,6 +231,14 @@ const VERSIONS_MAX: usize = 32;
 mod tests {
     use super::*;
     use crate::model::{HlcTime, NodeTag, Stamp};
+
+    fn plan(need: u8) -> WritePlan {
+        WritePlan {
+            need,
+            voters: Voters::EVERYONE,
+            is_ordered: false,
+        }
+    }
 
     fn version(hlc: u64) -> Version {
         Version {
@@ -228,7 +256,7 @@ mod tests {
 
     #[test]
     fn done_at_w_acknowledgements() {
-        let mut op = WriteOp::new(3, 2, version(5));
+        let mut op = WriteOp::new(3, plan(2), version(5));
         let mut actions = Vec::new();
         op.on_applied(0, version(5), held(3), &mut actions);
         assert_eq!(actions, []);
@@ -245,7 +273,7 @@ mod tests {
 
     #[test]
     fn impossible_quorums_say_how_many_acknowledged() {
-        let mut op = WriteOp::new(3, 3, version(5));
+        let mut op = WriteOp::new(3, plan(3), version(5));
         let mut actions = Vec::new();
         op.on_applied(0, version(5), Prior::default(), &mut actions);
         op.on_failed(1, version(5), Some(Refusal::ClockDrift), &mut actions);
@@ -262,7 +290,7 @@ mod tests {
 
     #[test]
     fn a_superseded_write_is_stamped_anew_and_counts_afresh() {
-        let mut op = WriteOp::new(3, 2, version(5));
+        let mut op = WriteOp::new(3, plan(2), version(5));
         let mut actions = Vec::new();
         op.on_applied(0, version(5), Prior::default(), &mut actions);
         op.on_superseded(1, version(5), held(9), &mut actions);
@@ -291,7 +319,7 @@ mod tests {
     #[test]
     fn after_the_answer_only_a_minority_write_is_stamped_anew() {
         for (need, restamps) in [(1, true), (2, false)] {
-            let mut op = WriteOp::new(3, need, version(5));
+            let mut op = WriteOp::new(3, plan(need), version(5));
             let mut actions = Vec::new();
             (0..usize::from(need)).for_each(|replica| {
                 op.on_applied(replica, version(5), Prior::default(), &mut actions);
@@ -303,8 +331,36 @@ mod tests {
     }
 
     #[test]
+    fn an_ordered_write_is_not_stamped_anew() {
+        let mut op = WriteOp::new(
+            3,
+            WritePlan {
+                is_ordered: true,
+                ..plan(2)
+            },
+            version(5),
+        );
+        let mut actions = Vec::new();
+        op.on_applied(0, version(5), held(4), &mut actions);
+        op.on_superseded(1, version(5), held(9), &mut actions);
+        assert_eq!(actions, [WriteAction::Finished]);
+    }
+
+    #[test]
+    fn only_voters_count() {
+        let voters = Voters::those(3, |replica| replica != 1);
+        let mut op = WriteOp::new(3, WritePlan { voters, ..plan(2) }, version(5));
+        let mut actions = Vec::new();
+        op.on_applied(1, version(5), Prior::default(), &mut actions);
+        op.on_applied(0, version(5), Prior::default(), &mut actions);
+        assert_eq!(actions, []);
+        op.on_applied(2, version(5), Prior::default(), &mut actions);
+        assert_eq!(actions, [WriteAction::Finished]);
+    }
+
+    #[test]
     fn a_key_written_without_end_fails_instead_of_trying_for_ever() {
-        let mut op = WriteOp::new(1, 1, version(1));
+        let mut op = WriteOp::new(1, plan(1), version(1));
         let mut actions = Vec::new();
         let mut hlc = 1;
         while op.outcome().is_none() {

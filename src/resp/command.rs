@@ -5,7 +5,7 @@ use thiserror::Error;
 use super::connection::{self, ConnectionCommand};
 use super::expiry::Unit;
 use super::{Args, CommandKind, ExpiryArg};
-use crate::model::{KeyError, check_key};
+use crate::model::{KeyError, LevelError, check_key};
 
 /// A command, its keys and values borrowed from the input.
 #[derive(Debug, Clone, Copy)]
@@ -154,6 +154,9 @@ pub enum CommandError {
     /// Not a key.
     #[error("ERR {0}")]
     Key(#[from] KeyError),
+    /// `QUORATE LEVEL` with a level that does not exist.
+    #[error("ERR {0}")]
+    Level(#[from] LevelError),
     /// A command of Redis that this version lacks.
     #[error("ERR {0} needs an atomic update, which this version of Quorate does not have yet")]
     NotYet(&'static str),

@@ -3,6 +3,7 @@
 use super::command::{arity, lossy};
 use super::parser::integer;
 use super::{Args, CommandError, CommandKind};
+use crate::model::Level;
 
 /// A command about the connection or the server.
 #[derive(Debug, Clone, Copy)]
@@ -64,6 +65,15 @@ pub enum ConnectionCommand<'a> {
     DbSize,
     /// `TIME`
     Time,
+    /// `QUORATE LEVEL`: sets what is given, shows the levels if nothing is.
+    Level {
+        /// The level of reads from now on.
+        read: Option<Level>,
+        /// The level of writes from now on.
+        write: Option<Level>,
+    },
+    /// `QUORATE HELP`
+    QuorateHelp,
 }
 
 /// A sub-command of `CLIENT`.
@@ -161,10 +171,40 @@ pub(super) fn parse<'a>(
                 timeout_ms,
             })
         }
+        (K::Quorate, 2..) => quorate(args),
         (K::DbSize, 1) => Ok(C::DbSize),
         (K::Time, 1) => Ok(C::Time),
         _ => Err(arity(kind)),
     }
+}
+
+/// `QUORATE LEVEL [READ level] [WRITE level]`
+fn quorate(args: Args<'_>) -> Result<ConnectionCommand<'_>, CommandError> {
+    let name = args.get(1).unwrap_or_default();
+    if name.eq_ignore_ascii_case(b"help") && args.len() == 2 {
+        return Ok(ConnectionCommand::QuorateHelp);
+    }
+    if !name.eq_ignore_ascii_case(b"level") {
+        return Err(CommandError::UnknownSubcommand {
+            command: "QUORATE",
+            name: lossy(name),
+        });
+    }
+    let (mut read, mut write) = (None, None);
+    let mut number = 2;
+    while let Some(option) = args.get(number) {
+        let level = args.get(number + 1).ok_or(CommandError::Syntax)?;
+        let level = Some(lossy(level).parse::<Level>()?);
+        if option.eq_ignore_ascii_case(b"read") {
+            read = level;
+        } else if option.eq_ignore_ascii_case(b"write") {
+            write = level;
+        } else {
+            return Err(CommandError::Syntax);
+        }
+        number += 2;
+    }
+    Ok(ConnectionCommand::Level { read, write })
 }
 
 fn hello(args: Args<'_>) -> Result<ConnectionCommand<'_>, CommandError> {

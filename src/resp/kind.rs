@@ -56,6 +56,7 @@ kinds! {
     PSetEx "psetex" b"PSETEX",
     PTtl "pttl" b"PTTL",
     Quit "quit" b"QUIT",
+    Quorate "quorate" b"QUORATE",
     Reset "reset" b"RESET",
     Select "select" b"SELECT",
     Set "set" b"SET",

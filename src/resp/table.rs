@@ -416,6 +416,19 @@ const COMMANDS: &[CommandFacts] = &[
         ["Closes the connection.", "1.0.0", "connection", "O(1)"],
     ),
     facts(
+        "quorate",
+        -2,
+        &["noscript", "loading", "stale", "fast"],
+        (0, 0, 0),
+        &["@fast", "@connection"],
+        [
+            "Shows or sets how consistent the connection's requests are.",
+            "1.0.0",
+            "connection",
+            "O(1)",
+        ],
+    ),
+    facts(
         "reset",
         1,
         &[

@@ -83,6 +83,11 @@ fn commands_are_understood() {
         ("command count", "command Command(Count)"),
         ("wait 1 100", "wait Wait { replicas: 1, timeout_ms: 100 }"),
         ("quit now", "quit Quit"),
+        ("quorate level", "quorate Level { read: None, write: None }"),
+        (
+            "QUORATE LEVEL WRITE All READ one",
+            "quorate Level { read: Some(One), write: Some(All) }",
+        ),
     ] {
         assert_eq!(parse(line.as_bytes()).as_deref(), Ok(expected), "{line}");
     }

@@ -77,7 +77,7 @@ impl Store {
     }
 
     /// Reads a record in place: `read` runs under the partition's lock and must be short. It gets
-    /// `None` when there is no record, or one whose time is over. Tombstones are records.
+    /// `None` when there is no record, or one whose time is over at `now`. Tombstones are records.
     pub fn read<T>(
         &self,
         key: HashedKey<'_>,
@@ -241,6 +241,39 @@ impl Store {
                 *place = to;
             }
         });
+    }
+
+    /// Shows the records of one partition in the order of their key hashes, from after `after` on,
+    /// for as long as `show` wants more. Records of one hash are shown together. After which hash
+    /// to go on; `None` at the end.
+    ///
+    /// It runs under the partition's lock: a page at a time.
+    pub fn scan(
+        &self,
+        partition: PartitionId,
+        after: Option<u64>,
+        mut show: impl FnMut(&[u8], RecordRef<'_>) -> bool,
+    ) -> Option<u64> {
+        let partition = self.partitions.get(&partition)?;
+        let hashed = |place: &Place| (self.hasher.hash(partition.slab.get(*place).key()), *place);
+        let mut found: Vec<(u64, Place)> = partition
+            .table
+            .iter()
+            .map(hashed)
+            .filter(|(hash, _)| after.is_none_or(|after| *hash > after))
+            .collect();
+        found.sort_unstable_by_key(|(hash, _)| *hash);
+        let mut last = None;
+        for (hash, place) in found {
+            if let Some((shown, false)) = last
+                && shown != hash
+            {
+                return Some(shown);
+            }
+            let packed = partition.slab.get(place);
+            last = Some((hash, show(packed.key(), packed.record())));
+        }
+        None
     }
 
     /// The digest of one partition.

@@ -5,6 +5,8 @@ use rmp_serde::decode::ReadRefReader;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::ResponseHeader;
+
 /// Bytes of the length that a frame starts with.
 pub const LENGTH_BYTES: usize = 4;
 
@@ -57,6 +59,38 @@ pub fn finish_frame(start: usize, out: &mut [u8]) {
     // Frames are bounded far below 4 GiB by whoever fills them.
     let length = u32::try_from(bytes).unwrap_or(u32::MAX);
     out[start..start + LENGTH_BYTES].copy_from_slice(&length.to_le_bytes());
+}
+
+/// A response frame being written.
+#[derive(Debug, Clone, Copy)]
+pub struct ResponseFrame {
+    start: usize,
+    is_sure_at: usize,
+}
+
+impl ResponseFrame {
+    /// Starts one at the end of `out`.
+    #[must_use]
+    pub fn start(header: &ResponseHeader, out: &mut Vec<u8>) -> Self {
+        let start = start_frame(header, out);
+        // The header's last field is a boolean, one byte in MessagePack.
+        let is_sure_at = out.len() - 1;
+        Self { start, is_sure_at }
+    }
+
+    /// Bytes written since it was started.
+    #[must_use]
+    pub const fn bytes(self, out: &[u8]) -> usize {
+        out.len() - self.start
+    }
+
+    /// Ends it. Whether its answers are sure is known only now.
+    pub fn finish(self, is_sure: bool, out: &mut [u8]) {
+        const FALSE: u8 = 0xc2;
+        const TRUE: u8 = 0xc3;
+        out[self.is_sure_at] = if is_sure { TRUE } else { FALSE };
+        finish_frame(self.start, out);
+    }
 }
 
 /// Takes the next whole frame off `input`, without its length. `None`: wait for more bytes.
@@ -112,7 +146,7 @@ mod tests {
 
     use super::*;
     use crate::model::{
-        Expiry, HlcTime, Millis, NodeTag, Prior, RecordRef, Stamp, Summary, Version,
+        Expiry, HlcTime, Millis, NodeTag, PartitionId, Prior, RecordRef, Stamp, Summary, Version,
     };
     use crate::wire::{Answer, Operation, Refusal, RequestHeader};
 
@@ -144,8 +178,14 @@ mod tests {
                 Operation::Write(key, record.into()),
                 Operation::Expire(key, expiry.into()),
                 Operation::Members,
+                Operation::Scan(PartitionId(7), at),
             ];
-            let header = RequestHeader { id: numbers[0], budget_ms: 7, count: 5 };
+            let header = RequestHeader {
+                id: numbers[0],
+                budget_ms: 7,
+                count: 6,
+                clock: HlcTime(numbers[1]),
+            };
             let mut out = Vec::new();
             let start = start_frame(&header, &mut out);
             sent.iter().for_each(|operation| encode(operation, &mut out));
@@ -200,6 +240,7 @@ mod tests {
             Answer::Expiry(Some(summary), Some(Millis(3))),
             Answer::ExpirySuperseded(stamp),
             Answer::Members(ByteSlice::new(b"table")),
+            Answer::Page(1, ByteSlice::new(b"records"), Some(7)),
             Answer::Refused(Refusal::ClockDrift),
         ];
         let mut out = Vec::new();
@@ -209,6 +250,26 @@ mod tests {
             assert_eq!(reader.read::<Answer<'_>>().unwrap(), answer);
         }
         assert!(reader.read::<Answer<'_>>().is_err());
+    }
+
+    #[test]
+    fn a_response_tells_at_its_end_whether_it_is_sure() {
+        for is_sure in [true, false] {
+            let header = ResponseHeader {
+                id: 300,
+                count: 1,
+                clock: HlcTime(u64::MAX),
+                is_sure: !is_sure,
+            };
+            let mut out = vec![7];
+            let frame = ResponseFrame::start(&header, &mut out);
+            encode(&Answer::Record(None), &mut out);
+            frame.finish(is_sure, &mut out);
+            let mut reader = FrameReader::new(&out[1 + LENGTH_BYTES..]);
+            let read: ResponseHeader = reader.read().unwrap();
+            assert_eq!(read, ResponseHeader { is_sure, ..header });
+            assert_eq!(reader.read::<Answer<'_>>().unwrap(), Answer::Record(None));
+        }
     }
 
     #[test]

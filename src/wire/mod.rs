@@ -9,14 +9,17 @@
 mod frame;
 
 pub use frame::{
-    FrameError, FrameReader, LENGTH_BYTES, encode, finish_frame, split_frame, start_frame,
+    FrameError, FrameReader, LENGTH_BYTES, ResponseFrame, encode, finish_frame, split_frame,
+    start_frame,
 };
 
 use serde::{Deserialize, Serialize};
 use serde_bytes::Bytes;
 use thiserror::Error;
 
-use crate::model::{Expiry, HlcTime, Millis, NodeTag, Prior, RecordRef, Stamp, Summary, Version};
+use crate::model::{
+    Expiry, HlcTime, Millis, NodeTag, PartitionId, Prior, RecordRef, Stamp, Summary, Version,
+};
 
 /// The version of everything peers must agree on: frames, hashes, placement.
 pub const WIRE_VERSION: u32 = 1;
@@ -24,6 +27,9 @@ pub const WIRE_VERSION: u32 = 1;
 /// Values in one response frame, in bytes, before the replica answers with summaries instead: many
 /// large values are fetched a few at a time, so that no frame is without bound.
 pub const RESPONSE_VALUES_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// Records in one page of a scan, in bytes; it has one at least, however long.
+pub const PAGE_BYTES_MAX: usize = 64 * 1024;
 
 /// The size of the longest frame where values have at most `value_bytes_max`: one value over all
 /// that a frame may hold otherwise.
@@ -42,6 +48,8 @@ pub struct RequestHeader {
     pub budget_ms: u32,
     /// How many operations follow.
     pub count: u32,
+    /// The caller's clock: the replica judges by it what has ended, and its own clock passes it.
+    pub clock: HlcTime,
 }
 
 /// What a response frame starts with.
@@ -51,6 +59,11 @@ pub struct ResponseHeader {
     pub id: u64,
     /// How many answers follow, one for each operation, in their order.
     pub count: u32,
+    /// The replica's clock.
+    pub clock: HlcTime,
+    /// Whether the replica holds all that it ever acknowledged, in every partition concerned. One
+    /// that has lost its memory and has not caught up yet does not.
+    pub is_sure: bool,
 }
 
 /// One operation for a replica.
@@ -71,6 +84,10 @@ pub enum Operation<'a> {
     /// Give the member table.
     #[serde(rename = "m")]
     Members,
+    /// Give a page of a partition's records: those whose key hash is greater than this, from the
+    /// lowest on.
+    #[serde(rename = "p")]
+    Scan(PartitionId, Option<u64>),
 }
 
 /// A record on the wire.
@@ -115,6 +132,10 @@ pub enum Answer<'a> {
     /// To `Members`: the encoded member table.
     #[serde(rename = "m", borrow)]
     Members(&'a Bytes),
+    /// To `Scan`: so many keys and records, one behind the other, and after which key hash the
+    /// next page begins, if there is one.
+    #[serde(rename = "p")]
+    Page(u32, #[serde(borrow)] &'a Bytes, Option<u64>),
     /// To any: not done.
     #[serde(rename = "f")]
     Refused(Refusal),

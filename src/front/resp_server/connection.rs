@@ -12,6 +12,7 @@ use super::Shared;
 use super::clients::Client;
 use super::plan::{Plan, run_local};
 use super::session::{Next, Queue, Session, Step};
+use crate::model::Levels;
 use crate::model::Millis;
 use crate::node::coordinator::Local;
 use crate::resp::{Command, CommandError, Encoder, Parsed, Parser};
@@ -37,8 +38,8 @@ struct Executor<'a> {
 }
 
 impl<'a> Connection<'a> {
-    pub(super) fn new(shared: &'a Shared, client: Arc<Client>) -> Self {
-        let session = Session::new(client, shared.config.password.is_none());
+    pub(super) fn new(shared: &'a Shared, client: Arc<Client>, door: Levels) -> Self {
+        let session = Session::new(client, shared.config.password.is_none(), door);
         Self {
             shared,
             parser: Parser::new(shared.config.limits()),
@@ -258,9 +259,11 @@ impl Executor<'_> {
         }
         let now = self.shared.env.clock.wall();
         let mut reply = Encoder::new(&mut self.output, self.session.protocol());
+        let rules = &self.shared.config.levels;
+        let levels = |key: &[u8]| self.session.levels().of(key, rules);
         self.plan
             .run(
-                &self.shared.coordinator,
+                (&self.shared.coordinator, &levels),
                 now,
                 &self.shared.stats,
                 &mut reply,

@@ -197,8 +197,8 @@ fn quorate(shared: &Shared, text: &mut String) {
     line!(text, "quorate_version:{}", env!("CARGO_PKG_VERSION"));
     line!(text, "cluster:{}", view.params().cluster);
     line!(text, "n:{}", view.params().n);
-    line!(text, "r:{}", config.r);
-    line!(text, "w:{}", config.w);
+    line!(text, "r:{}", config.quorum.r());
+    line!(text, "w:{}", config.quorum.w());
     line!(text, "partitions:{}", view.params().partitions.count());
     line!(text, "ring_version:{:016x}", view.version());
     line!(text, "members:{}", view.members().len());

@@ -7,6 +7,7 @@ mod clients;
 mod command_info;
 mod connection;
 mod info;
+mod levels;
 mod plan;
 mod session;
 mod stats;
@@ -29,9 +30,11 @@ use tracing::{debug, warn};
 
 use self::clients::Clients;
 use self::connection::Connection;
+pub use self::levels::LevelRules;
 pub use self::stats::{BOUNDS_US, Latencies, RespStats};
 use super::unix::bind_unix;
 use crate::env::Env;
+use crate::model::Levels;
 use crate::node::coordinator::Coordinator;
 use crate::resp::Limits;
 
@@ -54,6 +57,8 @@ pub struct Config {
     pub unfinished_max: Duration,
     /// The longest value, in bytes.
     pub value_bytes_max: usize,
+    /// How consistent requests are.
+    pub levels: LevelRules,
 }
 
 /// Why the door cannot be opened.
@@ -209,7 +214,10 @@ impl Shared {
                 .map_or_else(|_| String::new(), |a| a.to_string());
             let shared = Arc::clone(&self);
             match tls.clone() {
-                None => self.serve(stream, peer.to_string(), local).await,
+                None => {
+                    let door = self.config.levels.tcp;
+                    self.serve(stream, peer.to_string(), local, door).await;
+                }
                 Some(tls) => self.env.tasks.spawn(async move {
                     shared
                         .serve_tls(&tls, stream, peer.to_string(), local)
@@ -227,7 +235,10 @@ impl Shared {
         local: String,
     ) {
         match timeout(TLS_HANDSHAKE_MAX, tls.accept(stream)).await {
-            Ok(Ok(stream)) => self.serve(stream, peer, local).await,
+            Ok(Ok(stream)) => {
+                let door = self.config.levels.tcp;
+                self.serve(stream, peer, local, door).await;
+            }
             Ok(Err(error)) => debug!(%peer, %error, "TLS handshake failed"),
             Err(_) => debug!(%peer, "TLS handshake took too long"),
         }
@@ -244,7 +255,8 @@ impl Shared {
             match listener.accept().await {
                 Ok((stream, _)) => {
                     let stream: UnixStream = stream;
-                    self.serve(stream, format!("{path}:0"), format!("{path}:0"))
+                    let door = self.config.levels.socket;
+                    self.serve(stream, format!("{path}:0"), format!("{path}:0"), door)
                         .await;
                 }
                 Err(error) => on_accept_error(&error).await,
@@ -253,7 +265,7 @@ impl Shared {
     }
 
     /// Starts a connection's task, or tells it that there are too many.
-    async fn serve<S>(self: &Arc<Self>, mut stream: S, peer: String, local: String)
+    async fn serve<S>(self: &Arc<Self>, mut stream: S, peer: String, local: String, door: Levels)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -276,7 +288,7 @@ impl Shared {
                 shared: &shared,
                 client: Arc::clone(&client),
             };
-            Connection::new(&shared, client).run(stream).await;
+            Connection::new(&shared, client, door).run(stream).await;
             drop(open);
         });
     }

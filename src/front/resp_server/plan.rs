@@ -7,13 +7,16 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
-use crate::model::{Millis, Summary};
+use crate::model::{Levels, Millis, Summary};
 use crate::node::coordinator::{Action, Coordinator, Local, Outcome, Request, RequestError};
 use crate::protocol::QuorumNotMet;
 use crate::resp::{CommandKind, DataCommand, Encoder, ExpiryArg, TtlForm};
 use crate::wire::Refusal;
 
 use super::stats::RespStats;
+
+/// Which levels requests on a key have.
+pub(super) type LevelsOf<'a> = &'a (dyn Fn(&[u8]) -> Levels + Sync);
 
 /// Commands waiting to be carried out together.
 #[derive(Debug, Default)]
@@ -131,7 +134,7 @@ impl Plan {
     /// Carries everything out and empties the plan.
     pub(super) async fn run(
         &mut self,
-        coordinator: &Coordinator,
+        (coordinator, levels): (&Coordinator, LevelsOf<'_>),
         now: Millis,
         stats: &RespStats,
         reply: &mut Encoder<'_>,
@@ -149,10 +152,13 @@ impl Plan {
                 Verb::Delete => Action::Delete,
                 Verb::Expire { at } => Action::Expire { at },
             };
-            Request {
-                key: buffer.slice(step.key),
-                action,
-            }
+            let key = buffer.slice(step.key);
+            let levels = levels(&key);
+            let level = match action {
+                Action::Get | Action::Look => levels.read,
+                Action::Set { .. } | Action::Delete | Action::Expire { .. } => levels.write,
+            };
+            Request { key, action, level }
         });
         let outcomes = coordinator.run(requests.collect()).await;
         for planned in self.replies.drain(..) {
@@ -395,7 +401,7 @@ fn moment(expiry: ExpiryArg, now: Millis) -> Millis {
 
 fn error_text(error: RequestError) -> String {
     match error {
-        RequestError::Read(quorum) | RequestError::Write(quorum)
+        RequestError::Read(quorum) | RequestError::Learn(quorum) | RequestError::Write(quorum)
             if quorum.refusal == Some(Refusal::TooBig) =>
         {
             format!("TOOBIG {error}")

@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use super::Shared;
 use super::clients::Client;
+use super::levels::ConnectionLevels;
 use super::{command_info, info};
+use crate::model::{Level, Levels, Millis};
 use crate::resp::{
     ClientCommand, Command, CommandError, CommandKind, ConnectionCommand, Encoder, Protocol,
 };
@@ -43,11 +45,13 @@ pub(super) struct Session {
     protocol: Protocol,
     is_logged_in: bool,
     queue: Option<Queue>,
+    levels: ConnectionLevels,
 }
 
 impl Session {
-    pub(super) const fn new(client: Arc<Client>, is_logged_in: bool) -> Self {
+    pub(super) const fn new(client: Arc<Client>, is_logged_in: bool, door: Levels) -> Self {
         Self {
+            levels: ConnectionLevels::of_door(door),
             client,
             protocol: Protocol::Resp2,
             is_logged_in,
@@ -57,6 +61,10 @@ impl Session {
 
     pub(super) const fn protocol(&self) -> Protocol {
         self.protocol
+    }
+
+    pub(super) const fn levels(&self) -> &ConnectionLevels {
+        &self.levels
     }
 
     /// Decides what is to be done with a command. `request` are the bytes it was parsed from.
@@ -176,17 +184,18 @@ impl Session {
             }
             // Every write was acknowledged by w replicas before its reply was sent.
             ConnectionCommand::Wait { .. } => {
-                reply.integer(i64::from(shared.coordinator.config().w) - 1);
+                let w = shared.coordinator.config().quorum.w();
+                reply.integer(i64::from(w) - 1);
             }
             ConnectionCommand::DbSize => {
                 reply.integer(i64::try_from(shared.facts.ring_keys()).unwrap_or(i64::MAX));
             }
-            ConnectionCommand::Time => {
-                let micros = now.0 % 1_000 * 1_000;
-                reply.array(2);
-                reply.bulk((now.0 / 1_000).to_string().as_bytes());
-                reply.bulk(micros.to_string().as_bytes());
+            ConnectionCommand::Level { read, write } => self.level(read, write, &mut reply),
+            ConnectionCommand::QuorateHelp => {
+                reply.array(QUORATE_HELP.len());
+                QUORATE_HELP.iter().for_each(|line| reply.simple(line));
             }
+            ConnectionCommand::Time => time(now, &mut reply),
             // Decided in `take`: none of these comes here.
             ConnectionCommand::Multi | ConnectionCommand::Exec | ConnectionCommand::Discard => {
                 reply.error("ERR MULTI calls can not be nested");
@@ -195,8 +204,23 @@ impl Session {
         Next::Go
     }
 
+    /// Sets the levels that are given, or shows both.
+    fn level(&mut self, read: Option<Level>, write: Option<Level>, reply: &mut Encoder<'_>) {
+        if read.is_some() || write.is_some() {
+            self.levels.ask(read, write);
+            return reply.simple("OK");
+        }
+        let levels = self.levels.shown();
+        reply.map(2);
+        for (name, level) in [("read", levels.read), ("write", levels.write)] {
+            reply.bulk(name.as_bytes());
+            reply.bulk(level.name().as_bytes());
+        }
+    }
+
     fn reset(&mut self, shared: &Shared) {
         self.queue = None;
+        self.levels.reset();
         self.protocol = Protocol::Resp2;
         self.is_logged_in = shared.config.password.is_none();
         self.client.set_name(b"");
@@ -323,6 +347,13 @@ fn is_open_to_all(command: &Command<'_>) -> bool {
     )
 }
 
+fn time(now: Millis, reply: &mut Encoder<'_>) {
+    let micros = now.0 % 1_000 * 1_000;
+    reply.array(2);
+    reply.bulk((now.0 / 1_000).to_string().as_bytes());
+    reply.bulk(micros.to_string().as_bytes());
+}
+
 /// Compares without telling by its time how much was right.
 fn same(given: &[u8], expected: &[u8]) -> bool {
     let differences = given
@@ -339,6 +370,14 @@ const HELLO_WITHOUT_AUTH: &str = "NOAUTH HELLO must be called with the client al
     authenticated, otherwise the HELLO <proto> AUTH <user> <pass> option can be used to \
     authenticate the client and select the RESP protocol version at the same time";
 const BAD_NAME: &str = "ERR Client names cannot contain spaces, newlines or special characters.";
+const QUORATE_HELP: &[&str] = &[
+    "QUORATE <subcommand> [<arg> [value] [opt] ...]. Subcommands are:",
+    "LEVEL [READ level] [WRITE level]",
+    "    Show or set how consistent this connection's requests are. A level is one of",
+    "    one, quorum, all, local_quorum, linearizable. RESET goes back to the default.",
+    "HELP",
+    "    Print this help.",
+];
 const CLIENT_HELP: &[&str] = &[
     "CLIENT <subcommand> [<arg> [value] [opt] ...]. Subcommands are:",
     "GETNAME",

@@ -4,20 +4,19 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
 use serde_bytes::Bytes as ByteSlice;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
+use super::item::{Item, Op, Payload, Start};
 use super::outbox::{Expected, Outbox, Parcel, What};
-use super::{Action, Inner, Outcome, Request, RequestError};
+use super::{Inner, Outcome, Request};
 use crate::model::{
-    Body, Expiry, HashedKey, Millis, NodeTag, PartitionId, Record, RecordRef, Stamp, Summary,
-    Version,
+    Body, Expiry, HlcTime, Millis, NodeTag, PartitionId, Record, RecordRef, Stamp, Summary, Version,
 };
-use crate::net::{CallError, ReplySink, Response};
+use crate::net::{CallError, Lane, ReplySink, Response};
 use crate::node::replica::Written;
-use crate::protocol::{ReadAction, ReadOp, Want, WriteAction, WriteOp};
+use crate::protocol::{ReadAction, ReadOp, Told, WriteAction, WriteOp};
 use crate::ring::View;
 use crate::store::ExpiryChange;
 use crate::wire::{Answer, FrameError, Operation, Refusal};
@@ -37,38 +36,11 @@ struct State {
     outbox: Outbox,
 }
 
-struct Item {
-    key: Bytes,
-    hash: u64,
-    partition: PartitionId,
-    operation: Op,
-}
-
-enum Op {
-    Read(ReadOp),
-    Write {
-        op: WriteOp,
-        value: Option<Bytes>,
-        expires_at: Option<Millis>,
-    },
-    Expire(ExpireOp),
-}
-
-/// A change of expiry: each replica applies it to what it holds and tells what it holds then. From
-/// there on it is a read at w: those who hold less than the newest are repaired.
-struct ExpireOp {
-    read: ReadOp,
-    expiry: Expiry,
-    /// The newest value's end before the change.
-    before: Option<(Stamp, Option<Millis>)>,
-    restamps_left: u8,
-}
-
 /// An answer, freed from the frame it came in.
 enum Reply {
-    Held(Option<Summary>, Option<Record>),
+    Told(Told),
     Written(Written),
-    Expiry(ExpiryChange),
+    Expiry { change: ExpiryChange, is_sure: bool },
     Failed(Option<Refusal>),
 }
 
@@ -77,10 +49,17 @@ impl Batch {
     pub(super) async fn run(shared: &Arc<Inner>, requests: Vec<Request>) -> Vec<Outcome> {
         let view = Arc::clone(&shared.view.borrow());
         let unanswered = requests.len();
-        let now = shared.env.clock.wall();
+        shared.hedging.earn(unanswered);
+        let wall = shared.env.clock.wall();
+        let start = Start {
+            shared,
+            view: &view,
+            wall,
+            now: shared.clock.read(wall).millis(),
+        };
         let items = requests
             .into_iter()
-            .map(|r| Item::new(shared, &view, r, now))
+            .map(|request| Item::new(&start, request))
             .collect();
         let state = State {
             items,
@@ -98,14 +77,17 @@ impl Batch {
             (0..state.items.len()).for_each(|item| batch.start(state, item));
         });
         batch.wait(deadline).await;
-        batch.lock().items.iter_mut().map(Item::outcome).collect()
+        // Later than what any replica had passed when it answered.
+        let now = batch.clock().millis();
+        let state = batch.lock();
+        state.items.iter().map(|item| item.outcome(now)).collect()
     }
 
     async fn wait(self: &Arc<Self>, deadline: Instant) {
         if self.lock().unanswered == 0 {
             return;
         }
-        let slow = self.shared.env.clock.monotonic() + SLOW;
+        let slow = self.shared.env.clock.monotonic() + self.slow_after();
         if timeout_at(slow.min(deadline), self.answered.notified())
             .await
             .is_ok()
@@ -123,6 +105,23 @@ impl Batch {
                 (0..state.items.len()).for_each(|item| batch.on_deadline(state, item));
             });
         }
+    }
+
+    /// After how long those who were asked for a record count as slow.
+    fn slow_after(&self) -> Duration {
+        let state = self.lock();
+        let asked = state.items.iter().flat_map(|item| {
+            let homes = self.homes(item.partition).iter().enumerate();
+            let read = match &item.operation {
+                Op::Read(op) => Some(op),
+                _ => None,
+            };
+            homes.filter_map(move |(replica, &home)| {
+                read.is_some_and(|op| op.is_asked_for_record(replica))
+                    .then_some(home)
+            })
+        });
+        self.shared.hedging.slow_after(asked)
     }
 
     /// Changes the state, then sends what came of it, then wakes the client if all is answered.
@@ -152,10 +151,11 @@ impl Batch {
         let lane = parcel.lane();
         let Parcel {
             to,
-            operations,
+            mut operations,
             expected,
             ..
         } = parcel;
+        operations.set_clock(self.clock());
         // What happens after the answer has a time of its own.
         let deadline = match state.unanswered {
             0 => self.shared.env.clock.monotonic() + self.shared.config.timeout,
@@ -164,6 +164,9 @@ impl Batch {
         let transport = &self.shared.transport;
         let sink = CallSink {
             batch: Arc::clone(self),
+            to,
+            sent: self.shared.env.clock.monotonic(),
+            is_timed: lane == Lane::Foreground,
             expected,
         };
         // The sink is given away with the call: keep what is needed if the call is refused.
@@ -199,9 +202,11 @@ impl Batch {
     /// Sends the first question of an operation to one replica.
     fn ask_first(&self, state: &mut State, item: usize, replica: usize, home: NodeTag) {
         match &state.items[item].operation {
-            Op::Read(op) => {
-                let whole = op.is_asked_for_record(replica);
-                self.ask_held(state, item, replica, home, whole);
+            Op::Read(op) | Op::Learn { op, .. } => {
+                if op.is_asked(replica) {
+                    let whole = op.is_asked_for_record(replica);
+                    self.ask_held(state, item, replica, home, whole);
+                }
             }
             Op::Write { .. } => self.ask_write(state, item, replica, home),
             Op::Expire(op) => {
@@ -229,25 +234,22 @@ impl Batch {
             outbox.push(home, true, &ask, expected);
             return;
         }
-        let (key, now) = (items[item].hashed(), self.now());
-        let reply = self.shared.replica.read(key, now, |record| {
+        let key = items[item].hashed();
+        let is_sure = self.shared.replica.is_sure(key.partition);
+        let reply = self.shared.replica.read(key, |record| {
             let record = record.as_ref();
-            Reply::Held(
-                record.map(|&record| Summary::of(record)),
-                record.filter(|_| whole).map(RecordRef::to_record),
-            )
+            Reply::Told(Told {
+                held: record.map(|&record| Summary::of(record)),
+                record: record.filter(|_| whole).map(RecordRef::to_record),
+                is_sure,
+            })
         });
         self.on_reply(state, expected, reply);
     }
 
     fn ask_write(&self, state: &mut State, item: usize, replica: usize, home: NodeTag) {
         let State { items, outbox, .. } = state;
-        let Op::Write {
-            op,
-            value,
-            expires_at,
-        } = &items[item].operation
-        else {
+        let Op::Write { op, payload } = &items[item].operation else {
             return;
         };
         let version = op.version();
@@ -258,12 +260,12 @@ impl Batch {
         };
         let expiry = Expiry {
             version,
-            at: *expires_at,
+            at: payload.expires_at,
         };
         let record = RecordRef {
             version,
             expiry,
-            value: value.as_deref(),
+            value: payload.value.as_deref(),
         };
         if home != self.shared.self_tag {
             let write = Operation::Write(ByteSlice::new(&items[item].key), record.into());
@@ -301,7 +303,10 @@ impl Batch {
         }
         let key = state.items[item].hashed();
         let reply = match self.shared.replica.change_expiry(key, expiry, self.now()) {
-            Ok(change) => Reply::Expiry(change),
+            Ok(change) => Reply::Expiry {
+                change,
+                is_sure: self.shared.replica.is_sure(key.partition),
+            },
             Err(refusal) => Reply::Failed(Some(refusal)),
         };
         self.on_reply(state, expected, reply);
@@ -310,7 +315,7 @@ impl Batch {
     /// One answer of one replica to one operation.
     fn on_reply(&self, state: &mut State, expected: Expected, reply: Reply) {
         match &state.items[expected.item].operation {
-            Op::Read(_) => self.on_read_reply(state, expected, reply),
+            Op::Read(_) | Op::Learn { .. } => self.on_read_reply(state, expected, reply),
             Op::Write { .. } => self.on_write_reply(state, expected, reply),
             Op::Expire(_) => self.on_expire_reply(state, expected, reply),
         }
@@ -322,15 +327,13 @@ impl Batch {
             replica,
             what,
         } = expected;
-        let (Op::Read(op) | Op::Expire(ExpireOp { read: op, .. })) =
-            &mut state.items[item].operation
-        else {
+        let Some(op) = state.items[item].read_mut() else {
             return;
         };
         let mut actions = Vec::new();
         match (what, reply) {
-            (What::Held, Reply::Held(held, record)) => match self.observe(held) {
-                Ok(()) => op.on_held(replica, held, record, &mut actions),
+            (What::Held, Reply::Told(told)) => match self.observe(told.held) {
+                Ok(()) => op.on_told(replica, told, &mut actions),
                 // What no other replica would take is no answer either.
                 Err(refusal) => op.on_failed(replica, Some(refusal), &mut actions),
             },
@@ -359,18 +362,28 @@ impl Batch {
             return;
         }
         match reply {
-            Reply::Expiry(ExpiryChange::Done {
-                now_held,
-                expired_at_before,
-            }) => {
+            Reply::Expiry {
+                change:
+                    ExpiryChange::Done {
+                        now_held,
+                        expired_at_before,
+                    },
+                is_sure,
+            } => {
                 op.note_before(now_held, expired_at_before);
                 let mut actions = Vec::new();
-                op.read.on_held(replica, now_held, None, &mut actions);
+                let told = Told {
+                    held: now_held,
+                    record: None,
+                    is_sure,
+                };
+                op.read.on_told(replica, told, &mut actions);
                 self.perform_read(state, item, actions);
             }
-            Reply::Expiry(ExpiryChange::Superseded { by }) => {
-                self.restamp_expiry(state, expected, by);
-            }
+            Reply::Expiry {
+                change: ExpiryChange::Superseded { by },
+                ..
+            } => self.restamp_expiry(state, expected, by),
             other => self.on_read_reply(state, expected, other),
         }
     }
@@ -407,8 +420,14 @@ impl Batch {
 
     fn on_slow(&self, state: &mut State, item: usize) {
         let mut actions = Vec::new();
-        if let Op::Read(op) = &mut state.items[item].operation {
+        if let Op::Read(op) = &mut state.items[item].operation
+            && op.outcome().is_none()
+            && self.shared.hedging.take()
+        {
             op.on_slow(&mut actions);
+            if actions.is_empty() {
+                self.shared.hedging.give_back();
+            }
         }
         count(&self.shared.stats.hedged_reads, actions.len());
         self.perform_read(state, item, actions);
@@ -417,7 +436,7 @@ impl Batch {
     fn on_deadline(&self, state: &mut State, item: usize) {
         let (mut reads, mut writes) = (Vec::new(), Vec::new());
         match &mut state.items[item].operation {
-            Op::Read(op) => op.on_deadline(&mut reads),
+            Op::Read(op) | Op::Learn { op, .. } => op.on_deadline(&mut reads),
             Op::Expire(op) => op.read.on_deadline(&mut reads),
             Op::Write { op, .. } => op.on_deadline(&mut writes),
         }
@@ -428,14 +447,48 @@ impl Batch {
     fn perform_read(&self, state: &mut State, item: usize, actions: Vec<ReadAction>) {
         for action in actions {
             match action {
+                ReadAction::Ask { replica } => {
+                    let home = self.homes(state.items[item].partition)[replica];
+                    self.ask_first(state, item, replica, home);
+                }
                 ReadAction::Fetch { replica } => {
                     let home = self.homes(state.items[item].partition)[replica];
                     self.ask_held(state, item, replica, home, true);
                 }
                 ReadAction::Repair { replica } => self.repair(state, item, replica),
-                ReadAction::Finished => self.on_finished(state, item),
+                ReadAction::Finished => match &state.items[item].operation {
+                    Op::Learn { op, .. } if !state.items[item].has_failed() => {
+                        let past = op.outcome().and_then(|learnt| learnt.ok().flatten());
+                        let past = past.map(|held| held.stamp.newest()).unwrap_or_default();
+                        self.begin_write(state, item, past);
+                    }
+                    _ => self.on_finished(state, item),
+                },
             }
         }
+    }
+
+    /// Turns what has learnt what it must exceed into the write itself.
+    fn begin_write(&self, state: &mut State, item: usize, past: Version) {
+        let stamped = self.stamp_past(past);
+        let homes = self.homes(state.items[item].partition).len();
+        let Op::Learn { op, then, payload } = &mut state.items[item].operation else {
+            return;
+        };
+        let version = match stamped {
+            Ok(version) => version,
+            Err(refusal) => {
+                op.refuse(refusal);
+                return self.on_finished(state, item);
+            }
+        };
+        let payload = Payload {
+            value: payload.value.take(),
+            expires_at: payload.expires_at,
+        };
+        let op = WriteOp::new(homes, *then, version);
+        state.items[item].operation = Op::Write { op, payload };
+        self.start(state, item);
     }
 
     fn perform_write(&self, state: &mut State, item: usize, actions: Vec<WriteAction>) {
@@ -473,7 +526,6 @@ impl Batch {
         let Expected { item, replica, .. } = expected;
         let homes = self.homes(state.items[item].partition).len();
         let stamped = self.stamp_past(by.newest());
-        let w = self.shared.config.w;
         let Op::Expire(op) = &mut state.items[item].operation else {
             return;
         };
@@ -486,7 +538,7 @@ impl Batch {
                 op.restamps_left -= 1;
                 op.expiry.version = version;
                 op.before = None;
-                op.read = ReadOp::new(homes, w, Want::Summary, 0);
+                op.read = ReadOp::new(homes, op.plan);
                 self.start(state, item);
             }
             stamped => {
@@ -505,7 +557,7 @@ impl Batch {
             .map_err(|_drift| Refusal::ClockDrift)?;
         Ok(Version {
             hlc: clock.tick(now),
-            node: self.shared.self_tag,
+            node: self.shared.writer,
         })
     }
 
@@ -516,12 +568,9 @@ impl Batch {
             outbox,
             unanswered,
         } = state;
-        let read = match &items[item].operation {
-            Op::Read(read) => read,
-            Op::Expire(op) => &op.read,
-            Op::Write { .. } => return,
+        let Some(record) = items[item].read().and_then(ReadOp::record) else {
+            return;
         };
-        let Some(record) = read.record() else { return };
         count(&self.shared.stats.read_repairs, 1);
         let expected = Expected {
             item,
@@ -575,135 +624,47 @@ impl Batch {
         self.shared.env.clock.wall()
     }
 
+    fn clock(&self) -> HlcTime {
+        self.shared.clock.read(self.now())
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
         // std Mutex: never held across an await.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Item {
-    fn new(shared: &Inner, view: &View, request: Request, now: Millis) -> Self {
-        let Request { key, action } = request;
-        let HashedKey {
-            hash, partition, ..
-        } = shared.hashed(view, &key);
-        let homes = view.homes(partition);
-        let (r, w) = (shared.config.r, shared.config.w);
-        let version = || Version {
-            hlc: shared.clock.tick(now),
-            node: shared.self_tag,
-        };
-        let write = |value, expires_at| Op::Write {
-            op: WriteOp::new(homes.len(), w, version()),
-            value,
-            expires_at,
-        };
-        // The record from the local copy if there is one: it costs no network.
-        let whole = homes
-            .iter()
-            .position(|&home| home == shared.self_tag)
-            .unwrap_or(0);
-        let read = |want| match homes.len() {
-            0 => ReadOp::new(0, r, Want::Summary, 0),
-            homes => ReadOp::new(homes, r, want, whole),
-        };
-        let operation = match action {
-            Action::Get => Op::Read(read(Want::Record)),
-            Action::Look => Op::Read(read(Want::Summary)),
-            Action::Set { value, expires_at } => write(Some(value), expires_at),
-            Action::Delete => write(None, None),
-            Action::Expire { at } => Op::Expire(ExpireOp {
-                read: ReadOp::new(homes.len(), w, Want::Summary, 0),
-                expiry: Expiry {
-                    version: version(),
-                    at,
-                },
-                before: None,
-                restamps_left: RESTAMPS_MAX,
-            }),
-        };
-        Self {
-            key,
-            hash,
-            partition,
-            operation,
-        }
-    }
-
-    fn hashed(&self) -> HashedKey<'_> {
-        HashedKey {
-            bytes: &self.key,
-            hash: self.hash,
-            partition: self.partition,
-        }
-    }
-
-    const fn has_failed(&self) -> bool {
-        match &self.operation {
-            Op::Read(op) | Op::Expire(ExpireOp { read: op, .. }) => {
-                matches!(op.outcome(), Some(Err(_)))
-            }
-            Op::Write { op, .. } => matches!(op.outcome(), Some(Err(_))),
-        }
-    }
-
-    /// What the client is told. Every item has an outcome once the batch was waited for.
-    fn outcome(&mut self) -> Outcome {
-        let live = |held: &Option<Summary>| held.filter(|summary| summary.value_bytes.is_some());
-        match &self.operation {
-            Op::Read(op) => match op.outcome() {
-                Some(Ok(held)) if op.wants_record() => Outcome::Value(live(held).and_then(|_| {
-                    op.record().and_then(|record| match &record.body {
-                        Body::Value(value) => Some(value.clone()),
-                        Body::Tombstone => None,
-                    })
-                })),
-                Some(Ok(held)) => Outcome::Look(live(held)),
-                Some(Err(error)) => Outcome::Failed(RequestError::Read(*error)),
-                None => unanswered(),
-            },
-            Op::Write { op, value, .. } => match op.outcome() {
-                Some(Ok(prior)) if value.is_none() => Outcome::Deleted(prior.live),
-                Some(Ok(_)) => Outcome::Written,
-                Some(Err(error)) => Outcome::Failed(RequestError::Write(*error)),
-                None => unanswered(),
-            },
-            Op::Expire(op) => match op.read.outcome() {
-                Some(Ok(held)) => Outcome::Expiry {
-                    existed: live(held).is_some(),
-                    had_end: op.before.is_some_and(|(_, at)| at.is_some()),
-                },
-                Some(Err(error)) => Outcome::Failed(RequestError::Write(*error)),
-                None => unanswered(),
-            },
-        }
-    }
-}
-
-impl ExpireOp {
-    fn note_before(&mut self, held: Option<Summary>, before: Option<Millis>) {
-        let Some(stamp) = held.map(|summary| summary.stamp) else {
-            return;
-        };
-        if self.before.is_none_or(|(newest, _)| newest < stamp) {
-            self.before = Some((stamp, before));
-        }
-    }
-}
-
 /// Hands the answers of one frame to their items.
 struct CallSink {
     batch: Arc<Batch>,
+    to: NodeTag,
+    sent: Instant,
+    /// How long it takes tells how fast the peer is.
+    is_timed: bool,
     expected: Vec<Expected>,
 }
 
 impl ReplySink for CallSink {
     fn on_reply(self: Box<Self>, reply: Result<Response<'_>, CallError>) -> Result<(), FrameError> {
-        let Self { batch, expected } = *self;
-        let deadline = batch.shared.env.clock.monotonic() + batch.shared.config.timeout;
+        let Self {
+            batch,
+            to,
+            sent,
+            is_timed,
+            expected,
+        } = *self;
+        let now = batch.shared.env.clock.monotonic();
+        let deadline = now + batch.shared.config.timeout;
+        if is_timed && !matches!(reply, Err(CallError::ConnectionLost)) {
+            let took = now.saturating_duration_since(sent);
+            batch.shared.hedging.on_answer(to, took);
+        }
         let mut malformed = Ok(());
         batch.with_state(deadline, |batch, state| {
             let mut response = reply.ok();
+            if let Some(response) = &response {
+                batch.shared.replica.note_clock(response.clock, batch.now());
+            }
             for expected in expected {
                 // After one malformed answer there is no telling where the next begins.
                 let reply = match response.as_mut().map(read_answer) {
@@ -722,6 +683,7 @@ impl ReplySink for CallSink {
 }
 
 fn read_answer(response: &mut Response<'_>) -> Result<Reply, FrameError> {
+    let is_sure = response.is_sure;
     Ok(match response.answers.read()? {
         Answer::Record(record) => {
             let record = record.map(RecordRef::from);
@@ -733,18 +695,32 @@ fn read_answer(response: &mut Response<'_>) -> Result<Reply, FrameError> {
                     Body::Value(response.frame.slice_ref(value))
                 }),
             });
-            Reply::Held(record.map(Summary::of), whole)
+            Reply::Told(Told {
+                held: record.map(Summary::of),
+                record: whole,
+                is_sure,
+            })
         }
-        Answer::Summary(held) => Reply::Held(held, None),
+        Answer::Summary(held) => Reply::Told(Told {
+            held,
+            record: None,
+            is_sure,
+        }),
         Answer::Applied(prior) => Reply::Written(Written::Applied(prior)),
         Answer::Superseded(by) => Reply::Written(Written::Superseded(by)),
-        Answer::Expiry(now_held, expired_at_before) => Reply::Expiry(ExpiryChange::Done {
-            now_held,
-            expired_at_before,
-        }),
-        Answer::ExpirySuperseded(by) => Reply::Expiry(ExpiryChange::Superseded { by }),
+        Answer::Expiry(now_held, expired_at_before) => Reply::Expiry {
+            change: ExpiryChange::Done {
+                now_held,
+                expired_at_before,
+            },
+            is_sure,
+        },
+        Answer::ExpirySuperseded(by) => Reply::Expiry {
+            change: ExpiryChange::Superseded { by },
+            is_sure,
+        },
         Answer::Refused(refusal) => Reply::Failed(Some(refusal)),
-        Answer::Members(_) => Reply::Failed(None),
+        Answer::Members(_) | Answer::Page(..) => Reply::Failed(None),
     })
 }
 
@@ -756,22 +732,6 @@ fn has_later_write(items: &[Item], item: usize) -> bool {
         .any(|later| is_write(later) && later.key == items[item].key)
 }
 
-/// The deadline gives an outcome to every item that has none: this is never reached.
-fn unanswered() -> Outcome {
-    debug_assert!(false, "an item without an outcome");
-    let none = crate::protocol::QuorumNotMet {
-        need: 0,
-        got: 0,
-        refusal: None,
-    };
-    Outcome::Failed(RequestError::Write(none))
-}
-
 fn count(counter: &AtomicU64, more: usize) {
     counter.fetch_add(more as u64, Ordering::Relaxed);
 }
-
-/// When a replica counts as slow. Far above a round trip, far below a client's patience.
-const SLOW: Duration = Duration::from_millis(50);
-/// See `VERSIONS_MAX` of [`WriteOp`].
-const RESTAMPS_MAX: u8 = 32;

@@ -16,28 +16,30 @@ use std::sync::Arc;
 pub struct Local<'a> {
     inner: &'a Inner,
     view: Arc<View>,
-    now: Millis,
+    wall: Millis,
 }
 
 impl<'a> Local<'a> {
     pub(super) fn new(inner: &'a Inner) -> Option<Self> {
         let view = Arc::clone(&inner.view.borrow());
-        let is_alone = inner.config.r == 1
-            && inner.config.w == 1
+        // With one copy all levels are one.
+        let is_alone = inner.config.quorum.n() == 1
             && matches!(view.members(), [member] if member.tag == inner.self_tag);
         is_alone.then(|| Self {
             inner,
             view,
-            now: inner.env.clock.wall(),
+            wall: inner.env.clock.wall(),
         })
     }
 
     /// Reads a live value in place: `read` runs under a lock and must be short.
     pub fn get<T>(&self, key: &[u8], read: impl FnOnce(Option<&[u8]>) -> T) -> T {
         let key = self.inner.hashed(&self.view, key);
-        self.inner
-            .replica
-            .read(key, self.now, |record| read(record.and_then(|r| r.value)))
+        let now = self.now();
+        self.inner.replica.read(key, |record| {
+            let live = record.filter(|record| !record.is_expired(now));
+            read(live.and_then(|record| record.value))
+        })
     }
 
     /// All but the value, if there is a live one.
@@ -46,8 +48,8 @@ impl<'a> Local<'a> {
         let summary = self
             .inner
             .replica
-            .summary(self.inner.hashed(&self.view, key), self.now);
-        summary.filter(|summary| summary.value_bytes.is_some())
+            .summary(self.inner.hashed(&self.view, key));
+        summary.filter(|summary| summary.is_live(self.now()))
     }
 
     /// Writes a value, or deletes it (`None`). Whether there was a live value.
@@ -69,7 +71,7 @@ impl<'a> Local<'a> {
                 expiry,
                 value,
             };
-            match self.inner.replica.write(key, record, self.now)? {
+            match self.inner.replica.write(key, record, self.wall)? {
                 Written::Applied(prior) => return Ok(prior.live),
                 // Another connection stamped later and wrote earlier: stamp again. Each turn of
                 // this loop means that somebody else's write took effect.
@@ -90,7 +92,7 @@ impl<'a> Local<'a> {
                 version: self.stamp(),
                 at,
             };
-            match self.inner.replica.change_expiry(key, expiry, self.now)? {
+            match self.inner.replica.change_expiry(key, expiry, self.wall)? {
                 ExpiryChange::Done {
                     now_held,
                     expired_at_before,
@@ -104,15 +106,19 @@ impl<'a> Local<'a> {
 
     fn stamp(&self) -> Version {
         Version {
-            hlc: self.inner.clock.tick(self.now),
-            node: self.inner.self_tag,
+            hlc: self.inner.clock.tick(self.wall),
+            node: self.inner.writer,
         }
+    }
+
+    fn now(&self) -> Millis {
+        self.inner.clock.read(self.wall).millis()
     }
 
     fn pass(&self, version: Version) -> Result<(), Refusal> {
         let clock = &self.inner.clock;
         clock
-            .observe(version.hlc, self.now)
+            .observe(version.hlc, self.wall)
             .map_err(|_drift| Refusal::ClockDrift)
     }
 }

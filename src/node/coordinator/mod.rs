@@ -6,6 +6,8 @@
 //! is no task, channel or timer for each operation.
 
 mod batch;
+mod hedging;
+mod item;
 mod local;
 mod outbox;
 
@@ -20,10 +22,11 @@ use thiserror::Error;
 use tokio::sync::watch;
 
 use self::batch::Batch;
+use self::hedging::Hedging;
 pub use self::local::Local;
 use super::replica::Replica;
 use crate::env::Env;
-use crate::model::{HashedKey, Hlc, KeyHasher, Millis, NodeTag, Summary};
+use crate::model::{HashedKey, Hlc, KeyHasher, Level, Millis, NodeTag, Quorum, Summary};
 use crate::net::Transport;
 use crate::protocol::QuorumNotMet;
 use crate::ring::View;
@@ -32,10 +35,8 @@ use crate::wire::Refusal;
 /// Settings of the coordinator.
 #[derive(Debug, Clone, Copy)]
 pub struct Config {
-    /// Replies a read needs.
-    pub r: u8,
-    /// Acknowledgements a write needs.
-    pub w: u8,
+    /// Copies kept, replies a read and acknowledgements a write needs.
+    pub quorum: Quorum,
     /// How long a request may take before it is answered with an error.
     pub timeout: Duration,
 }
@@ -47,6 +48,8 @@ pub struct Request {
     pub key: Bytes,
     /// What to do.
     pub action: Action,
+    /// How consistent it is to be.
+    pub level: Level,
 }
 
 /// What to do with a key.
@@ -100,6 +103,12 @@ pub enum RequestError {
     /// Too few replicas replied to a read.
     #[error("{} of {} replies needed to read{}", .0.got, .0.need, why(*.0))]
     Read(QuorumNotMet),
+    /// Too few replicas told a linearizable write what it must exceed: it was not begun.
+    #[error(
+        "{} of {} replies needed to begin the write{}; nothing was written",
+        .0.got, .0.need, why(*.0)
+    )]
+    Learn(QuorumNotMet),
     /// Too few replicas acknowledged a write.
     #[error(
         "{} of {} acknowledgements needed to write{}; the write may still take effect",
@@ -128,6 +137,7 @@ pub struct Coordinator(Arc<Inner>);
 pub(super) struct Inner {
     pub(super) config: Config,
     pub(super) self_tag: NodeTag,
+    pub(super) writer: NodeTag,
     pub(super) env: Env,
     pub(super) view: watch::Receiver<Arc<View>>,
     pub(super) replica: Arc<Replica>,
@@ -135,6 +145,7 @@ pub(super) struct Inner {
     pub(super) hasher: KeyHasher,
     pub(super) transport: Arc<dyn Transport>,
     pub(super) stats: CoordinatorStats,
+    hedging: Hedging,
 }
 
 /// What a coordinator is made of.
@@ -144,6 +155,9 @@ pub struct Parts {
     pub config: Config,
     /// The tag of this node.
     pub self_tag: NodeTag,
+    /// What its versions carry: unlike `self_tag` it differs between two starts of a node, so that
+    /// no version is given twice even when the wall clock is set back between them.
+    pub writer: NodeTag,
     /// Time.
     pub env: Env,
     /// The ring, as it changes.
@@ -165,6 +179,7 @@ impl Coordinator {
         let Parts {
             config,
             self_tag,
+            writer,
             env,
             view,
             replica,
@@ -176,6 +191,7 @@ impl Coordinator {
         Self(Arc::new(Inner {
             config,
             self_tag,
+            writer,
             env,
             view,
             replica,
@@ -183,6 +199,7 @@ impl Coordinator {
             hasher,
             transport,
             stats,
+            hedging: Hedging::default(),
         }))
     }
 
@@ -233,7 +250,7 @@ impl Coordinator {
         let mut recent: smallvec::SmallVec<[(u64, Class); SCANNED_MAX]> = smallvec::SmallVec::new();
         for (position, request) in requests.iter().enumerate() {
             let hash = self.0.hasher.hash(&request.key);
-            let class = Class::of(&request.action);
+            let class = Class::of(request);
             let earlier = if requests.len() <= SCANNED_MAX {
                 let earlier = recent
                     .iter()
@@ -276,20 +293,24 @@ impl fmt::Debug for Inner {
 enum Class {
     Read,
     Write,
-    Expire,
+    /// It depends on what is there.
+    Alone,
 }
 
 impl Class {
-    const fn of(action: &Action) -> Self {
-        match action {
+    fn of(request: &Request) -> Self {
+        match request.action {
             Action::Get | Action::Look => Self::Read,
+            Action::Set { .. } | Action::Delete if request.level == Level::Linearizable => {
+                Self::Alone
+            }
             Action::Set { .. } | Action::Delete => Self::Write,
-            Action::Expire { .. } => Self::Expire,
+            Action::Expire { .. } => Self::Alone,
         }
     }
 
     fn travels_with(self, other: Self) -> bool {
-        self == other && self != Self::Expire
+        self == other && self != Self::Alone
     }
 }
 

@@ -168,6 +168,12 @@ impl Membership {
         self.0.view.subscribe()
     }
 
+    /// Which start of this node this is: greater than every one before it.
+    #[must_use]
+    pub fn incarnation(&self) -> u64 {
+        self.0.gossip().incarnation
+    }
+
     /// Tells the others, with the next round, what this node holds.
     pub fn publish_load(&self, load: Load) {
         *self.0.load.lock().unwrap_or_else(PoisonError::into_inner) = load;

@@ -1,0 +1,99 @@
+//! Which level a request gets.
+
+use crate::model::{Level, Levels};
+
+/// What was configured.
+#[derive(Debug, Clone, Default)]
+pub struct LevelRules {
+    /// Of clients over TCP.
+    pub tcp: Levels,
+    /// Of clients over the Unix socket.
+    pub socket: Levels,
+    /// Of keys that begin with a prefix.
+    pub keyspaces: Vec<(Vec<u8>, Levels)>,
+}
+
+impl LevelRules {
+    /// The levels of a key's own keyspace: of the longest prefix that it begins with.
+    pub(super) fn of_keyspace(&self, key: &[u8]) -> Option<Levels> {
+        let fitting = self
+            .keyspaces
+            .iter()
+            .filter(|(prefix, _)| key.starts_with(prefix));
+        let (_, levels) = fitting.max_by_key(|(prefix, _)| prefix.len())?;
+        Some(*levels)
+    }
+}
+
+/// The levels of one connection: what it asked for, or else what the key's keyspace has, or else
+/// what its door has.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ConnectionLevels {
+    door: Levels,
+    read: Option<Level>,
+    write: Option<Level>,
+}
+
+impl ConnectionLevels {
+    pub(super) const fn of_door(door: Levels) -> Self {
+        Self {
+            door,
+            read: None,
+            write: None,
+        }
+    }
+
+    /// Asks for other levels; `None`: as before.
+    pub(super) fn ask(&mut self, read: Option<Level>, write: Option<Level>) {
+        self.read = read.or(self.read);
+        self.write = write.or(self.write);
+    }
+
+    /// Back to what the door has.
+    pub(super) const fn reset(&mut self) {
+        (self.read, self.write) = (None, None);
+    }
+
+    /// Those of keys in no keyspace.
+    pub(super) fn shown(&self) -> Levels {
+        Levels {
+            read: self.read.unwrap_or(self.door.read),
+            write: self.write.unwrap_or(self.door.write),
+        }
+    }
+
+    /// Those of requests on `key`.
+    pub(super) fn of(&self, key: &[u8], rules: &LevelRules) -> Levels {
+        let levels = rules.of_keyspace(key).unwrap_or(self.door);
+        Levels {
+            read: self.read.unwrap_or(levels.read),
+            write: self.write.unwrap_or(levels.write),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_connection_goes_before_the_keyspace_and_that_before_the_door() {
+        let levels = |text: &str| text.parse::<Levels>().unwrap();
+        let rules = LevelRules {
+            keyspaces: vec![
+                (b"a".to_vec(), levels("one")),
+                (b"a:b".to_vec(), levels("linearizable")),
+            ],
+            ..LevelRules::default()
+        };
+        let mut connection = ConnectionLevels::of_door(levels("all"));
+        assert_eq!(connection.of(b"x", &rules), levels("all"));
+        assert_eq!(connection.of(b"a:c", &rules), levels("one"));
+        assert_eq!(connection.of(b"a:b:c", &rules), levels("linearizable"));
+        connection.ask(Some(Level::Quorum), None);
+        assert_eq!(connection.of(b"a:c", &rules), levels("quorum/one"));
+        assert_eq!(connection.shown(), levels("quorum/all"));
+        connection.reset();
+        assert_eq!(connection.shown(), levels("all"));
+    }
+}

@@ -1,0 +1,326 @@
+//! How a replica that has lost its memory gets a vote again.
+//!
+//! A node that starts, or that becomes a home of a partition, holds nothing of it. Writes count its
+//! acknowledgements from the first one on, for what it has taken it holds. But that it holds *nothing*
+//! of a key, or something old, says nothing: it may have acknowledged something newer before. Until
+//! it has copied what the other homes hold it is *unsure*, and says so with every answer; at level
+//! `linearizable` such answers do not count, at the others only when there is none better.
+//!
+//! How many homes are enough: a write was acknowledged by a majority of n, so by at least
+//! majority - 1 of the others. Whoever has copied from n - majority + 1 others that are sure has met
+//! one of them, and whoever has copied from all others has everything that there is. (The recovery
+//! of Liskov and Cowling, *Viewstamped Replication Revisited*, 2012, for registers.) So nothing that
+//! was acknowledged is lost while at most n - majority homes of a key are without their memory at
+//! the same time.
+//!
+//! A ring that is still growing has fewer homes than n: who is sure of a partition because there
+//! was hardly anybody to ask has to ask again when more homes appear. That is also what stops a
+//! node that has lost its disk, and starts as if it were the first of a new cluster.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_bytes::Bytes as ByteSlice;
+use tokio::sync::{oneshot, watch};
+use tokio::time::timeout;
+use tracing::{debug, info, warn};
+
+use super::replica::Replica;
+use crate::env::Env;
+use crate::model::{HashedKey, KeyHasher, NodeTag, PartitionId, RecordRef};
+use crate::net::{CallError, Lane, Operations, ReplySink, Response, Transport};
+use crate::ring::View;
+use crate::wire::{Answer, FrameError, FrameReader, Operation, WireRecord};
+
+/// What the task of one node needs.
+#[derive(Debug)]
+pub struct CatchUp {
+    /// This node.
+    pub self_tag: NodeTag,
+    /// Copies kept.
+    pub n: u8,
+    /// Time.
+    pub env: Env,
+    /// The ring, as it changes.
+    pub view: watch::Receiver<Arc<View>>,
+    /// What is to be sure again.
+    pub replica: Arc<Replica>,
+    /// The cluster's hash.
+    pub hasher: KeyHasher,
+    /// Calls to peers.
+    pub transport: Arc<dyn Transport>,
+}
+
+/// What is still to be copied.
+#[derive(Debug, Default)]
+struct Progress {
+    homes: BTreeMap<PartitionId, Copying>,
+}
+
+#[derive(Debug, Default)]
+struct Copying {
+    /// The other homes.
+    others: BTreeSet<NodeTag>,
+    /// Who has shown everything, and was sure of it.
+    sure: BTreeSet<NodeTag>,
+    /// Who has shown everything.
+    copied: BTreeSet<NodeTag>,
+    /// After which key hash to go on, and whether all pages so far were sure.
+    at: BTreeMap<NodeTag, (Option<u64>, bool)>,
+}
+
+impl Copying {
+    fn is_done(&self, n: u8) -> bool {
+        self.sure.len() >= enough(n) || self.copied.len() == self.others.len()
+    }
+
+    /// Whether more homes would mean to ask again.
+    fn is_final(&self, n: u8) -> bool {
+        self.is_done(n) && self.others.len() >= enough(n)
+    }
+}
+
+/// How many others that are sure have to be copied from.
+fn enough(n: u8) -> usize {
+    let majority = n / 2 + 1;
+    usize::from(n - majority + 1)
+}
+
+impl CatchUp {
+    /// Catches up, now and whenever the homes change, for as long as the environment's tasks run.
+    pub async fn run(mut self) {
+        let mut progress = Progress::default();
+        let mut pause = PAUSE_MIN;
+        loop {
+            let view = Arc::clone(&self.view.borrow_and_update());
+            self.follow(&view, &mut progress);
+            let before = self.pending(&progress);
+            if before > 0 {
+                self.copy(&mut progress).await;
+            }
+            let left = self.pending(&progress);
+            if before > 0 && left == 0 {
+                info!("caught up: holds all that the other homes hold");
+            }
+            if left == 0 {
+                pause = PAUSE_MIN;
+                if self.view.changed().await.is_err() {
+                    return;
+                }
+            } else if left == before {
+                // Somebody is away. Ask again soon, but not all the time.
+                if timeout(pause, self.view.changed()).await.is_err() {
+                    pause = (pause * 2).min(PAUSE_MAX);
+                }
+            }
+        }
+    }
+
+    /// Partitions that this node is not sure of.
+    fn pending(&self, progress: &Progress) -> usize {
+        let pending = progress.homes.values();
+        pending.filter(|copying| !copying.is_done(self.n)).count()
+    }
+
+    /// Takes over who the homes are now.
+    fn follow(&self, view: &View, progress: &mut Progress) {
+        for partition in view.params().partitions.all() {
+            let homes = view.homes(partition);
+            if !homes.contains(&self.self_tag) {
+                self.replica.set_sure(partition, false);
+                progress.homes.remove(&partition);
+                continue;
+            }
+            if self.replica.is_sure(partition) && !progress.homes.contains_key(&partition) {
+                continue;
+            }
+            let others = homes.iter().copied().filter(|&home| home != self.self_tag);
+            let others: BTreeSet<NodeTag> = others.collect();
+            let copying = progress.homes.entry(partition).or_default();
+            if copying.others != others {
+                self.replica.set_sure(partition, false);
+                *copying = Copying {
+                    others,
+                    ..Copying::default()
+                };
+            }
+        }
+        self.conclude(progress);
+    }
+
+    fn conclude(&self, progress: &mut Progress) {
+        let n = self.n;
+        progress.homes.retain(|&partition, copying| {
+            if copying.is_done(n) && !self.replica.is_sure(partition) {
+                if !copying.others.is_empty() && copying.sure.is_empty() {
+                    debug!(partition = partition.0, "no other home was sure either");
+                }
+                self.replica.set_sure(partition, true);
+            }
+            !copying.is_final(n)
+        });
+    }
+
+    /// Asks every other home for one page of each of some partitions, until all is copied or
+    /// nobody answers any more.
+    async fn copy(&self, progress: &mut Progress) {
+        loop {
+            let mut calls = Vec::new();
+            let mut wanted: BTreeMap<NodeTag, Vec<PartitionId>> = BTreeMap::new();
+            for (&partition, copying) in &progress.homes {
+                if copying.is_done(self.n) {
+                    continue;
+                }
+                for &home in copying.others.difference(&copying.copied) {
+                    let partitions = wanted.entry(home).or_default();
+                    if partitions.len() < PARTITIONS_A_CALL {
+                        partitions.push(partition);
+                    }
+                }
+            }
+            for (home, partitions) in wanted {
+                if let Ok(told) = self.ask(home, &partitions, progress) {
+                    calls.push((home, partitions, told));
+                }
+            }
+            let mut has_moved = false;
+            for (home, partitions, told) in calls {
+                // At the call's deadline at the latest.
+                if let Ok(Ok(pages)) = told.await {
+                    has_moved = true;
+                    for (partition, page) in partitions.into_iter().zip(pages.pages) {
+                        self.take(progress, home, partition, page, pages.is_sure);
+                    }
+                }
+            }
+            self.conclude(progress);
+            if !has_moved {
+                return;
+            }
+        }
+    }
+
+    fn ask(
+        &self,
+        home: NodeTag,
+        partitions: &[PartitionId],
+        progress: &Progress,
+    ) -> Result<oneshot::Receiver<Result<Pages, CallError>>, CallError> {
+        let mut operations = Operations::new(self.replica.now(self.env.clock.wall()));
+        for partition in partitions {
+            let at = progress.homes.get(partition).and_then(|c| c.at.get(&home));
+            operations.push(&Operation::Scan(
+                *partition,
+                at.and_then(|(after, _)| *after),
+            ));
+        }
+        let (tell, told) = oneshot::channel();
+        let deadline = self.env.clock.monotonic() + CALL_MAX;
+        let sink = Box::new(PagesSink(tell));
+        self.transport
+            .call(home, Lane::Bulk, &operations, deadline, sink)?;
+        Ok(told)
+    }
+
+    fn take(
+        &self,
+        progress: &mut Progress,
+        home: NodeTag,
+        partition: PartitionId,
+        page: Page,
+        is_sure: bool,
+    ) {
+        let Some(copying) = progress.homes.get_mut(&partition) else {
+            return;
+        };
+        if let Err(error) = self.store(partition, &page) {
+            warn!(%error, "a page of records is malformed");
+            return;
+        }
+        let (after, was_sure) = copying.at.entry(home).or_insert((None, true));
+        *was_sure &= is_sure;
+        *after = page.next;
+        if page.next.is_none() {
+            let was_sure = *was_sure;
+            copying.at.remove(&home);
+            copying.copied.insert(home);
+            if was_sure {
+                copying.sure.insert(home);
+            }
+        }
+    }
+
+    fn store(&self, partition: PartitionId, page: &Page) -> Result<(), FrameError> {
+        let wall = self.env.clock.wall();
+        let mut records = FrameReader::new(&page.records);
+        for _ in 0..page.count {
+            let (key, record): (&ByteSlice, WireRecord<'_>) = records.read()?;
+            let key = HashedKey {
+                bytes: key,
+                hash: self.hasher.hash(key),
+                partition,
+            };
+            // Newer wins, as for every write. What no replica would take is left out.
+            if let Err(refusal) = self.replica.write(key, RecordRef::from(record), wall) {
+                debug!(%refusal, "left a record out");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// One page of a partition.
+#[derive(Debug)]
+struct Page {
+    count: u32,
+    records: Vec<u8>,
+    next: Option<u64>,
+}
+
+#[derive(Debug)]
+struct Pages {
+    pages: Vec<Page>,
+    is_sure: bool,
+}
+
+struct PagesSink(oneshot::Sender<Result<Pages, CallError>>);
+
+impl ReplySink for PagesSink {
+    fn on_reply(self: Box<Self>, reply: Result<Response<'_>, CallError>) -> Result<(), FrameError> {
+        let result = match reply {
+            Ok(response) => Ok(read_pages(response)?),
+            Err(error) => Err(error),
+        };
+        // Nobody waits any more: the node is stopping.
+        drop(self.0.send(result));
+        Ok(())
+    }
+}
+
+fn read_pages(mut response: Response<'_>) -> Result<Pages, FrameError> {
+    let mut pages = Vec::new();
+    for _ in 0..response.count {
+        let page = match response.answers.read()? {
+            Answer::Page(count, records, next) => Page {
+                count,
+                records: records.to_vec(),
+                next,
+            },
+            // Not what was asked for: those behind it are asked for again.
+            _ => break,
+        };
+        pages.push(page);
+    }
+    Ok(Pages {
+        pages,
+        is_sure: response.is_sure,
+    })
+}
+
+/// Small enough for a response of some megabytes at most, large enough that 4,096 empty partitions
+/// take no time.
+const PARTITIONS_A_CALL: usize = 32;
+const CALL_MAX: Duration = Duration::from_secs(5);
+const PAUSE_MIN: Duration = Duration::from_millis(100);
+const PAUSE_MAX: Duration = Duration::from_secs(2);

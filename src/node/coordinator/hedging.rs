@@ -1,0 +1,143 @@
+//! When a replica counts as slow, and how many may be asked beside it.
+//!
+//! Dean and Barroso, *The Tail at Scale* (2013): what takes longer than the 95th percentile is asked
+//! of another replica too, within a budget, so that a cluster that is slow as a whole is not made
+//! slower.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use crate::model::NodeTag;
+
+/// The latencies observed of each peer, and the budget of hedges.
+#[derive(Debug)]
+pub(super) struct Hedging {
+    peers: Mutex<BTreeMap<NodeTag, Percentile>>,
+    credit: AtomicU32,
+}
+
+impl Default for Hedging {
+    fn default() -> Self {
+        Self {
+            peers: Mutex::default(),
+            credit: AtomicU32::new(HEDGE_COST),
+        }
+    }
+}
+
+impl Hedging {
+    /// A peer took so long to answer.
+    pub(super) fn on_answer(&self, peer: NodeTag, took: Duration) {
+        // std Mutex: never held across an await. One entry a member of the ring.
+        let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        peers.entry(peer).or_default().add(took);
+    }
+
+    /// After how long one of these counts as slow.
+    pub(super) fn slow_after(&self, asked: impl Iterator<Item = NodeTag>) -> Duration {
+        let peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        let p95 = asked.filter_map(|peer| Some(peers.get(&peer)?.p95()));
+        p95.max().unwrap_or(SLOW_MAX).clamp(SLOW_MIN, SLOW_MAX)
+    }
+
+    /// A read has begun: it earns a share of a hedge.
+    pub(super) fn earn(&self, reads: usize) {
+        let earned = u32::try_from(reads).unwrap_or(CREDIT_MAX).min(CREDIT_MAX);
+        if self.credit.load(Ordering::Relaxed) < CREDIT_MAX {
+            self.credit.fetch_add(earned, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether there is credit for one more hedge; it is spent.
+    pub(super) fn take(&self) -> bool {
+        let spend = |credit: u32| credit.checked_sub(HEDGE_COST);
+        self.credit
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, spend)
+            .is_ok()
+    }
+
+    /// The hedge was not needed.
+    pub(super) fn give_back(&self) {
+        self.credit.fetch_add(HEDGE_COST, Ordering::Relaxed);
+    }
+}
+
+/// A running estimate of the 95th percentile, in microseconds: each sample moves it a little, up
+/// nineteen times as far as down (stochastic approximation, Robbins and Monro 1951).
+#[derive(Debug, Clone, Copy)]
+struct Percentile(f64);
+
+impl Default for Percentile {
+    fn default() -> Self {
+        Self(SLOW_MAX.as_secs_f64() * 1e6)
+    }
+}
+
+impl Percentile {
+    fn add(&mut self, sample: Duration) {
+        let sample = sample.as_secs_f64() * 1e6;
+        let step = (self.0 * STEP).max(1.0);
+        if sample > self.0 {
+            self.0 += step * 0.95;
+        } else {
+            self.0 -= step * 0.05;
+        }
+        self.0 = self.0.clamp(1.0, 1e7);
+    }
+
+    fn p95(self) -> Duration {
+        Duration::from_secs_f64(self.0 / 1e6)
+    }
+}
+
+/// Twenty reads pay for a hedge: five extra requests in a hundred at most.
+const HEDGE_COST: u32 = 20;
+/// A pause does not save up more than so many hedges.
+const CREDIT_MAX: u32 = 100 * HEDGE_COST;
+/// The resolution of timers.
+const SLOW_MIN: Duration = Duration::from_millis(1);
+/// Before anything is known, and at most.
+const SLOW_MAX: Duration = Duration::from_millis(50);
+const STEP: f64 = 1.0 / 16.0;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_estimate_nears_the_95th_percentile() {
+        let mut estimate = Percentile::default();
+        // 1 to 100 ms in a fixed shuffle, many times over.
+        for number in 0..20_000u64 {
+            estimate.add(Duration::from_millis(number * 37 % 100 + 1));
+        }
+        let p95 = estimate.p95().as_secs_f64() * 1e3;
+        assert!((85.0..=102.0).contains(&p95), "{p95} ms");
+    }
+
+    #[test]
+    fn hedges_are_at_most_a_twentieth_of_the_reads() {
+        let hedging = Hedging::default();
+        let mut hedges = 0;
+        for _ in 0..10_000 {
+            hedging.earn(1);
+            hedges += usize::from(hedging.take());
+        }
+        assert!((400..=501).contains(&hedges), "{hedges}");
+    }
+
+    #[test]
+    fn a_peer_counts_as_slow_by_its_own_past() {
+        let hedging = Hedging::default();
+        let (fast, slow) = (NodeTag(1), NodeTag(2));
+        for _ in 0..2_000 {
+            hedging.on_answer(fast, Duration::from_micros(300));
+            hedging.on_answer(slow, Duration::from_millis(8));
+        }
+        assert_eq!(hedging.slow_after([fast].into_iter()), SLOW_MIN);
+        let both = hedging.slow_after([fast, slow].into_iter());
+        assert!((Duration::from_millis(7)..Duration::from_millis(10)).contains(&both));
+    }
+}

@@ -1,0 +1,287 @@
+//! One request of a batch: its state machine, and what came of it.
+
+use bytes::Bytes;
+use smallvec::SmallVec;
+
+use super::{Action, Inner, Outcome, Request, RequestError};
+use crate::model::{
+    Body, Expiry, HashedKey, Level, Millis, NodeTag, PartitionId, Stamp, Summary, Version,
+};
+use crate::protocol::{QuorumNotMet, ReadOp, ReadPlan, Voters, Want, WriteOp, WritePlan};
+use crate::ring::View;
+
+/// One request under way.
+pub(super) struct Item {
+    pub(super) key: Bytes,
+    pub(super) hash: u64,
+    pub(super) partition: PartitionId,
+    pub(super) operation: Op,
+}
+
+pub(super) enum Op {
+    Read(ReadOp),
+    /// A linearizable write that learns what it must exceed.
+    Learn {
+        op: ReadOp,
+        then: WritePlan,
+        payload: Payload,
+    },
+    Write {
+        op: WriteOp,
+        payload: Payload,
+    },
+    Expire(ExpireOp),
+}
+
+/// What a write leaves behind.
+pub(super) struct Payload {
+    /// `None`: a tombstone.
+    pub(super) value: Option<Bytes>,
+    pub(super) expires_at: Option<Millis>,
+}
+
+/// A change of expiry: each replica applies it to what it holds and tells what it holds then. From
+/// there on it is a read at w: those who hold less than the newest are repaired.
+pub(super) struct ExpireOp {
+    pub(super) read: ReadOp,
+    pub(super) plan: ReadPlan,
+    pub(super) expiry: Expiry,
+    /// The newest value's end before the change.
+    pub(super) before: Option<(Stamp, Option<Millis>)>,
+    pub(super) restamps_left: u8,
+}
+
+/// What a batch was begun with.
+pub(super) struct Start<'a> {
+    pub(super) shared: &'a Inner,
+    pub(super) view: &'a View,
+    /// The wall clock.
+    pub(super) wall: Millis,
+    /// The cluster's clock.
+    pub(super) now: Millis,
+}
+
+impl Item {
+    pub(super) fn new(start: &Start<'_>, request: Request) -> Self {
+        let Start {
+            shared,
+            view,
+            wall,
+            now,
+        } = *start;
+        let Request { key, action, level } = request;
+        let HashedKey {
+            hash, partition, ..
+        } = shared.hashed(view, &key);
+        let homes = Homes::of(shared, view, partition);
+        let read = |need, want| ReadOp::new(homes.count(), homes.read_plan(level, need, want, now));
+        let quorum = shared.config.quorum;
+        let reads = level.read(quorum, homes.in_zone()).count;
+        let writes = level.write(quorum, homes.in_zone()).count;
+        let version = || Version {
+            hlc: shared.clock.tick(wall),
+            node: shared.writer,
+        };
+        let write = |value, expires_at| {
+            let plan = homes.write_plan(level, writes);
+            let payload = Payload { value, expires_at };
+            if plan.is_ordered {
+                let op = read(writes, Want::Stamp);
+                return Op::Learn {
+                    op,
+                    then: plan,
+                    payload,
+                };
+            }
+            let op = WriteOp::new(homes.count(), plan, version());
+            Op::Write { op, payload }
+        };
+        let operation = match action {
+            Action::Get => Op::Read(read(reads, Want::Record)),
+            Action::Look => Op::Read(read(reads, Want::Summary)),
+            Action::Set { value, expires_at } => write(Some(value), expires_at),
+            Action::Delete => write(None, None),
+            Action::Expire { at } => {
+                let plan = ReadPlan {
+                    // All homes are to hear of it.
+                    voters: Voters::EVERYONE,
+                    frugal: false,
+                    ..homes.read_plan(level, writes, Want::Summary, now)
+                };
+                Op::Expire(ExpireOp {
+                    read: ReadOp::new(homes.count(), plan),
+                    plan,
+                    expiry: Expiry {
+                        version: version(),
+                        at,
+                    },
+                    before: None,
+                    restamps_left: RESTAMPS_MAX,
+                })
+            }
+        };
+        Self {
+            key,
+            hash,
+            partition,
+            operation,
+        }
+    }
+
+    pub(super) fn hashed(&self) -> HashedKey<'_> {
+        HashedKey {
+            bytes: &self.key,
+            hash: self.hash,
+            partition: self.partition,
+        }
+    }
+
+    /// The read in it, whatever it is for.
+    pub(super) const fn read(&self) -> Option<&ReadOp> {
+        match &self.operation {
+            Op::Read(op) | Op::Learn { op, .. } | Op::Expire(ExpireOp { read: op, .. }) => Some(op),
+            Op::Write { .. } => None,
+        }
+    }
+
+    pub(super) const fn read_mut(&mut self) -> Option<&mut ReadOp> {
+        match &mut self.operation {
+            Op::Read(op) | Op::Learn { op, .. } | Op::Expire(ExpireOp { read: op, .. }) => Some(op),
+            Op::Write { .. } => None,
+        }
+    }
+
+    pub(super) const fn has_failed(&self) -> bool {
+        match &self.operation {
+            Op::Read(op) | Op::Learn { op, .. } | Op::Expire(ExpireOp { read: op, .. }) => {
+                matches!(op.outcome(), Some(Err(_)))
+            }
+            Op::Write { op, .. } => matches!(op.outcome(), Some(Err(_))),
+        }
+    }
+
+    /// What the client is told. Every item has an outcome once the batch was waited for. `now`
+    /// judges what has ended.
+    pub(super) fn outcome(&self, now: Millis) -> Outcome {
+        let live = |held: &Option<Summary>| held.filter(|summary| summary.is_live(now));
+        match &self.operation {
+            Op::Read(op) => match op.outcome() {
+                Some(Ok(held)) if op.wants_record() => Outcome::Value(live(held).and_then(|_| {
+                    op.record().and_then(|record| match &record.body {
+                        Body::Value(value) => Some(value.clone()),
+                        Body::Tombstone => None,
+                    })
+                })),
+                Some(Ok(held)) => Outcome::Look(live(held)),
+                Some(Err(error)) => Outcome::Failed(RequestError::Read(*error)),
+                None => unanswered(),
+            },
+            Op::Learn { op, .. } => match op.outcome() {
+                Some(Err(error)) => Outcome::Failed(RequestError::Learn(*error)),
+                _ => unanswered(),
+            },
+            Op::Write { op, payload } => match op.outcome() {
+                Some(Ok(prior)) if payload.value.is_none() => Outcome::Deleted(prior.live),
+                Some(Ok(_)) => Outcome::Written,
+                Some(Err(error)) => Outcome::Failed(RequestError::Write(*error)),
+                None => unanswered(),
+            },
+            Op::Expire(op) => match op.read.outcome() {
+                Some(Ok(held)) => Outcome::Expiry {
+                    existed: live(held).is_some(),
+                    had_end: op.before.is_some_and(|(_, at)| at.is_some()),
+                },
+                Some(Err(error)) => Outcome::Failed(RequestError::Write(*error)),
+                None => unanswered(),
+            },
+        }
+    }
+}
+
+impl ExpireOp {
+    pub(super) fn note_before(&mut self, held: Option<Summary>, before: Option<Millis>) {
+        let Some(stamp) = held.map(|summary| summary.stamp) else {
+            return;
+        };
+        if self.before.is_none_or(|(newest, _)| newest < stamp) {
+            self.before = Some((stamp, before));
+        }
+    }
+}
+
+/// The homes of a key, as a coordinator sees them.
+struct Homes<'a> {
+    homes: &'a [NodeTag],
+    /// Whether each is in the coordinator's own zone.
+    near: SmallVec<[bool; 3]>,
+    /// The coordinator's own number, if it is one of them.
+    own: Option<usize>,
+}
+
+impl<'a> Homes<'a> {
+    fn of(shared: &Inner, view: &'a View, partition: PartitionId) -> Self {
+        let homes = view.homes(partition);
+        let zone = |tag| view.member(tag).map(|member| member.zone.as_str());
+        let own_zone = zone(shared.self_tag);
+        Self {
+            homes,
+            near: homes.iter().map(|&home| zone(home) == own_zone).collect(),
+            own: homes.iter().position(|&home| home == shared.self_tag),
+        }
+    }
+
+    const fn count(&self) -> usize {
+        self.homes.len()
+    }
+
+    fn in_zone(&self) -> u8 {
+        let near = self.near.iter().filter(|&&near| near).count();
+        u8::try_from(near).unwrap_or(u8::MAX)
+    }
+
+    fn voters(&self, level: Level) -> Voters {
+        if level == Level::LocalQuorum && self.in_zone() > 0 {
+            Voters::those(self.count(), |home| self.near[home])
+        } else {
+            Voters::EVERYONE
+        }
+    }
+
+    fn read_plan(&self, level: Level, need: u8, want: Want, now: Millis) -> ReadPlan {
+        ReadPlan {
+            need,
+            voters: self.voters(level),
+            strict: level == Level::Linearizable,
+            frugal: level == Level::One,
+            want,
+            // The local copy costs no network, one in the same zone less than another.
+            first: self
+                .own
+                .or_else(|| self.near.iter().position(|&near| near))
+                .unwrap_or(0),
+            now,
+        }
+    }
+
+    fn write_plan(&self, level: Level, need: u8) -> WritePlan {
+        WritePlan {
+            need,
+            voters: self.voters(level),
+            is_ordered: level == Level::Linearizable,
+        }
+    }
+}
+
+/// The deadline gives an outcome to every item that has none: this is never reached.
+fn unanswered() -> Outcome {
+    debug_assert!(false, "an item without an outcome");
+    let none = QuorumNotMet {
+        need: 0,
+        got: 0,
+        refusal: None,
+    };
+    Outcome::Failed(RequestError::Write(none))
+}
+
+/// See `VERSIONS_MAX` of [`WriteOp`].
+const RESTAMPS_MAX: u8 = 32;
