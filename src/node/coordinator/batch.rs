@@ -12,7 +12,8 @@ use super::item::{Item, Op, Payload, Start};
 use super::outbox::{Expected, Outbox, Parcel, What};
 use super::{Inner, Outcome, Request};
 use crate::model::{
-    Body, Expiry, HlcTime, Millis, NodeTag, PartitionId, Record, RecordRef, Stamp, Summary, Version,
+    Body, Expiry, HlcTime, Millis, NodeTag, PartitionId, Prior, Record, RecordRef, Stamp, Summary,
+    Version,
 };
 use crate::net::{CallError, Lane, ReplySink, Response};
 use crate::node::replica::Written;
@@ -405,6 +406,10 @@ impl Batch {
             Reply::Written(Written::Applied(prior)) => {
                 op.on_applied(replica, version, prior, &mut actions);
             }
+            // What nobody else would take does not stand in for this write either.
+            Reply::Written(Written::Superseded(by)) if !self.is_sane(by) => {
+                op.on_failed(replica, version, Some(Refusal::ClockDrift), &mut actions);
+            }
             Reply::Written(Written::Superseded(by)) if is_overtaken => {
                 op.on_overtaken(replica, version, by, &mut actions);
             }
@@ -610,6 +615,11 @@ impl Batch {
             .clock
             .observe(seen, self.now())
             .map_err(|_drift| Refusal::ClockDrift)
+    }
+
+    fn is_sane(&self, held: Prior) -> bool {
+        let newest = held.stamp.unwrap_or_default().newest();
+        self.shared.clock.check(newest.hlc, self.now()).is_ok()
     }
 
     fn homes(&self, partition: PartitionId) -> &[NodeTag] {

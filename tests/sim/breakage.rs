@@ -1,0 +1,306 @@
+//! Deliberate breakages of the protocol, each at the seam between a node and the network: the
+//! simulator has to notice every one of them.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use quorate::model::{HlcTime, NodeTag, Prior, RecordRef, Summary, Version};
+use quorate::net::PeerService;
+use quorate::wire::{
+    Answer, FrameReader, LENGTH_BYTES, Operation, RequestHeader, ResponseHeader, WireRecord,
+    encode, finish_frame, split_frame, start_frame,
+};
+use tokio::time::Instant;
+
+use crate::network::Network;
+
+/// What is done wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Breakage {
+    /// A coordinator counts an acknowledgement that never came.
+    TimeoutIsAck,
+    /// A replica acknowledges before it has taken the write, and then does not take it.
+    AckWithoutTaking,
+    /// A replica now and then loses what it has taken.
+    ForgetWrites,
+    /// A read answers without writing back what only a minority holds.
+    SkipWriteBack,
+    /// Replicas order versions by their milliseconds only.
+    CompareMillis,
+    /// What comes later wins, older versions (repairs, delayed writes) included.
+    OlderOverwrites,
+    /// One replica is counted twice.
+    CountOneTwice,
+    /// The coordinator's own replica is counted for all.
+    CountSelfForAll,
+    /// A replica that has lost its memory votes.
+    CountAmnesiac,
+    /// A replica that has copied from one other home takes itself for sure.
+    CatchUpFromOne,
+    /// A superseded write counts as acknowledged, at level `quorum`.
+    DropRestamping,
+    /// What other replicas say of their versions is not looked at.
+    IgnoreVersions,
+    /// Replicas answer reads from a cache of the last 200 ms.
+    ServeFromCache,
+}
+
+impl Breakage {
+    pub(crate) const ALL: [Self; 13] = [
+        Self::TimeoutIsAck,
+        Self::AckWithoutTaking,
+        Self::ForgetWrites,
+        Self::SkipWriteBack,
+        Self::CompareMillis,
+        Self::OlderOverwrites,
+        Self::CountOneTwice,
+        Self::CountSelfForAll,
+        Self::CountAmnesiac,
+        Self::CatchUpFromOne,
+        Self::DropRestamping,
+        Self::IgnoreVersions,
+        Self::ServeFromCache,
+    ];
+}
+
+/// Whom a call really reaches.
+pub(crate) fn broken_call(
+    breakage: Breakage,
+    from: NodeTag,
+    to: NodeTag,
+    everyone: &[NodeTag],
+) -> NodeTag {
+    match breakage {
+        Breakage::CountOneTwice => everyone
+            .iter()
+            .copied()
+            .find(|&peer| peer != from)
+            .unwrap_or(to),
+        _ => to,
+    }
+}
+
+/// The response to a request that got none: acknowledgements of its writes.
+pub(crate) fn made_up(request: &Bytes) -> Option<Bytes> {
+    let (header, operations) = parse(request);
+    let is_write = |operation: &Operation<'_>| matches!(operation, Operation::Write(..));
+    if !operations.iter().all(is_write) {
+        return None;
+    }
+    let mut answers = Vec::new();
+    let applied = Answer::Applied(Prior::default());
+    operations
+        .iter()
+        .for_each(|_| encode(&applied, &mut answers));
+    Some(response(&header, true, header.clock, &answers))
+}
+
+/// Serves a request the broken way.
+pub(crate) fn broken_serve(
+    breakage: Breakage,
+    network: &Network,
+    (from, to): (NodeTag, NodeTag),
+    request: &Bytes,
+    service: &Arc<dyn PeerService>,
+) -> Bytes {
+    let (header, operations) = parse(request);
+    let (mut answers, mut is_sure, mut clock) = (Vec::new(), true, header.clock);
+    for operation in operations {
+        let served = serve_one(breakage, network, (from, to), &header, operation, service);
+        is_sure &= served.header.is_sure;
+        clock = served.header.clock;
+        answers.extend_from_slice(&served.answer);
+    }
+    response(&header, is_sure, clock, &answers)
+}
+
+fn serve_one(
+    breakage: Breakage,
+    network: &Network,
+    (from, to): (NodeTag, NodeTag),
+    header: &RequestHeader,
+    operation: Operation<'_>,
+    service: &Arc<dyn PeerService>,
+) -> Served {
+    let pass = |operation| serve(service, header, operation);
+    match (breakage, operation) {
+        (Breakage::AckWithoutTaking, Operation::Write(_, record)) if sample(record, 2) => {
+            Served::acknowledged(header)
+        }
+        (Breakage::ForgetWrites, Operation::Write(_, record)) if sample(record, 12) => {
+            Served::acknowledged(header)
+        }
+        (Breakage::SkipWriteBack, Operation::Write(_, record)) => {
+            let first = network.first_sent(RecordRef::from(record).version, from);
+            if first == from {
+                pass(operation)
+            } else {
+                Served::acknowledged(header)
+            }
+        }
+        (Breakage::CompareMillis, Operation::Write(key, record)) => {
+            let version = RecordRef::from(record).version;
+            match held(&pass(Operation::Summary(key))) {
+                Some(held) if held.hlc.millis() >= version.hlc.millis() => {
+                    Served::acknowledged(header)
+                }
+                _ => pass(operation),
+            }
+        }
+        (Breakage::OlderOverwrites, Operation::Write(key, record)) => {
+            let record = RecordRef::from(record);
+            match held(&pass(Operation::Summary(key))) {
+                Some(held) if held > record.version => {
+                    let version = Version {
+                        hlc: HlcTime(held.hlc.0 + 1),
+                        ..record.version
+                    };
+                    let expiry = quorate::model::Expiry {
+                        version,
+                        at: record.expiry.at,
+                    };
+                    let record = RecordRef {
+                        version,
+                        expiry,
+                        ..record
+                    };
+                    pass(Operation::Write(key, WireRecord::from(record)))
+                }
+                _ => pass(operation),
+            }
+        }
+        (Breakage::CountSelfForAll, Operation::Read(_) | Operation::Summary(_)) => {
+            match network.service(from) {
+                Some(own) => serve(&own, header, operation),
+                None => pass(operation),
+            }
+        }
+        (Breakage::DropRestamping, Operation::Write(..)) => {
+            let served = pass(operation);
+            match FrameReader::new(&served.answer).read() {
+                Ok(Answer::Superseded(prior)) => Served {
+                    answer: encoded(&Answer::Applied(prior)),
+                    ..served
+                },
+                _ => served,
+            }
+        }
+        (Breakage::IgnoreVersions, Operation::Summary(_)) => Served {
+            answer: encoded(&Answer::Summary(None)),
+            ..pass(operation)
+        },
+        (Breakage::ServeFromCache, Operation::Read(key) | Operation::Summary(key)) => {
+            let is_whole = matches!(operation, Operation::Read(_));
+            network.cached((to, key.to_vec(), is_whole), || pass(operation))
+        }
+        _ => pass(operation),
+    }
+}
+
+/// One operation, served.
+#[derive(Debug, Clone)]
+pub(crate) struct Served {
+    header: ResponseHeader,
+    answer: Vec<u8>,
+}
+
+impl Served {
+    fn acknowledged(header: &RequestHeader) -> Self {
+        Self {
+            header: ResponseHeader {
+                id: 0,
+                count: 1,
+                clock: header.clock,
+                is_sure: true,
+            },
+            answer: encoded(&Answer::Applied(Prior::default())),
+        }
+    }
+}
+
+/// Answers that are served again for a while.
+#[derive(Default)]
+pub(crate) struct Cache(std::collections::BTreeMap<(NodeTag, Vec<u8>, bool), (Instant, Served)>);
+
+impl Cache {
+    pub(crate) fn fresh(&self, key: &(NodeTag, Vec<u8>, bool)) -> Option<Served> {
+        let (since, served) = self.0.get(key)?;
+        (since.elapsed() < Duration::from_millis(200)).then(|| served.clone())
+    }
+
+    pub(crate) fn put(&mut self, key: (NodeTag, Vec<u8>, bool), served: Served) {
+        self.0.insert(key, (Instant::now(), served));
+    }
+}
+
+fn serve(
+    service: &Arc<dyn PeerService>,
+    header: &RequestHeader,
+    operation: Operation<'_>,
+) -> Served {
+    let mut request = Vec::new();
+    let header = RequestHeader {
+        count: 1,
+        ..*header
+    };
+    let start = start_frame(&header, &mut request);
+    encode(&operation, &mut request);
+    finish_frame(start, &mut request);
+    let mut out = Vec::new();
+    service
+        .serve(&Bytes::from(request).slice(LENGTH_BYTES..), &mut out)
+        .expect("a well-formed request");
+    let mut reader = FrameReader::new(&out[LENGTH_BYTES..]);
+    let header: ResponseHeader = reader.read().expect("a well-formed response");
+    let header_bytes = encoded(&header).len();
+    Served {
+        header,
+        answer: out[LENGTH_BYTES + header_bytes..].to_vec(),
+    }
+}
+
+fn held(served: &Served) -> Option<Version> {
+    match FrameReader::new(&served.answer).read() {
+        Ok(Answer::Summary(Some(Summary { stamp, .. }))) => Some(stamp.value),
+        _ => None,
+    }
+}
+
+fn parse(request: &Bytes) -> (RequestHeader, Vec<Operation<'_>>) {
+    let mut reader = FrameReader::new(request);
+    let header: RequestHeader = reader.read().expect("a well-formed request");
+    let operations = (0..header.count).map(|_| reader.read().expect("a well-formed request"));
+    (header, operations.collect())
+}
+
+fn response(header: &RequestHeader, is_sure: bool, clock: HlcTime, answers: &[u8]) -> Bytes {
+    let header = ResponseHeader {
+        id: header.id,
+        count: header.count,
+        clock,
+        is_sure,
+    };
+    let mut out = Vec::new();
+    let start = start_frame(&header, &mut out);
+    out.extend_from_slice(answers);
+    finish_frame(start, &mut out);
+    split_frame(&mut BytesMut::from(&out[..]), usize::MAX)
+        .ok()
+        .flatten()
+        .expect("a whole frame")
+}
+
+fn encoded(item: &impl serde::Serialize) -> Vec<u8> {
+    let mut out = Vec::new();
+    encode(item, &mut out);
+    out
+}
+
+/// One write in `of`, the same ones in each run.
+fn sample(record: WireRecord<'_>, of: u64) -> bool {
+    let mut hasher = DefaultHasher::new();
+    RecordRef::from(record).version.hash(&mut hasher);
+    hasher.finish() % of == 0
+}

@@ -1,0 +1,311 @@
+//! Whether a history of one key could have happened.
+//!
+//! Every write has a value of its own, so the zone test of Gibbons and Korach, *Testing Shared
+//! Memories* (SIAM Journal on Computing, 1997), decides linearizability in O(n log n): the write of
+//! a value and its reads form a cluster. If some operation of a cluster ends before another begins,
+//! the cluster holds the register for all the time between, its forward zone; otherwise it needs
+//! some moment within its backward zone. A history is linearizable if and only if no read ends
+//! before its write begins, no two forward zones overlap, and no backward zone lies within a forward one.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// One operation of one client. Times are in any unit; `end < call` never holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Operation {
+    pub(crate) client: u32,
+    pub(crate) call: u64,
+    /// [`NEVER`] for what had no answer.
+    pub(crate) end: u64,
+    pub(crate) kind: Kind,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// An acknowledged write of this value.
+    Write(u64),
+    /// A write that was not acknowledged: it took effect at some time after its call, or never.
+    MaybeWrite(u64),
+    /// A read of the value that this write wrote; [`ABSENT`]: there was none.
+    Read(u64),
+}
+
+/// What every key holds at first.
+pub(crate) const ABSENT: u64 = 0;
+pub(crate) const NEVER: u64 = u64::MAX;
+
+/// Why a history cannot have happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Violation {
+    pub(crate) why: &'static str,
+    /// The values concerned.
+    pub(crate) values: Vec<u64>,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (values {:?})", self.why, self.values)
+    }
+}
+
+/// The write of a value and its reads.
+#[derive(Debug, Clone, Copy)]
+struct Cluster {
+    value: u64,
+    write_call: u64,
+    is_written: bool,
+    is_read: bool,
+    /// It may as well never have been written.
+    is_optional: bool,
+    first_end: u64,
+    last_call: u64,
+    first_read_end: u64,
+}
+
+impl Cluster {
+    const fn new(value: u64) -> Self {
+        Self {
+            value,
+            write_call: 0,
+            is_written: value == ABSENT,
+            is_read: false,
+            is_optional: false,
+            first_end: if value == ABSENT { 0 } else { NEVER },
+            last_call: 0,
+            first_read_end: NEVER,
+        }
+    }
+
+    fn add(&mut self, operation: &Operation) {
+        self.last_call = self.last_call.max(operation.call);
+        match operation.kind {
+            Kind::Write(_) => {
+                (self.is_written, self.write_call) = (true, operation.call);
+                self.first_end = self.first_end.min(operation.end);
+            }
+            Kind::MaybeWrite(_) => {
+                (self.is_written, self.write_call) = (true, operation.call);
+                self.is_optional = true;
+            }
+            Kind::Read(_) => {
+                self.is_read = true;
+                self.first_end = self.first_end.min(operation.end);
+                self.first_read_end = self.first_read_end.min(operation.end);
+            }
+        }
+    }
+
+    const fn is_forward(&self) -> bool {
+        self.first_end < self.last_call
+    }
+}
+
+/// Whether each operation can have taken effect at one moment between its call and its end.
+pub(crate) fn check_linearizable(operations: &[Operation]) -> Result<(), Violation> {
+    let clusters = clusters(operations)?;
+    let (mut forward, backward): (Vec<Cluster>, Vec<Cluster>) =
+        clusters.into_iter().partition(Cluster::is_forward);
+    forward.sort_unstable_by_key(|cluster| (cluster.first_end, cluster.last_call));
+    for pair in forward.windows(2) {
+        // Zones are sorted by their beginnings: if any two overlap, two neighbours do.
+        if pair[1].first_end < pair[0].last_call {
+            return Err(Violation {
+                why: "both values must have been there at the same time",
+                values: vec![pair[0].value, pair[1].value],
+            });
+        }
+    }
+    for cluster in backward {
+        let (from, to) = (cluster.last_call, cluster.first_end);
+        let before = forward.partition_point(|zone| zone.first_end < from);
+        if let Some(zone) = before.checked_sub(1).map(|index| forward[index])
+            && to < zone.last_call
+        {
+            return Err(Violation {
+                why: "the first value must have been there all the time in which the second was \
+                      written, and after it",
+                values: vec![zone.value, cluster.value],
+            });
+        }
+    }
+    Ok(())
+}
+
+fn clusters(operations: &[Operation]) -> Result<Vec<Cluster>, Violation> {
+    let mut clusters = BTreeMap::from([(ABSENT, Cluster::new(ABSENT))]);
+    for operation in operations {
+        let (Kind::Write(value) | Kind::MaybeWrite(value) | Kind::Read(value)) = operation.kind;
+        let cluster = clusters.entry(value).or_insert(Cluster::new(value));
+        cluster.add(operation);
+    }
+    let mut kept = Vec::new();
+    for (value, cluster) in clusters {
+        let values = vec![value];
+        if !cluster.is_written {
+            let why = "a value was read that nobody wrote";
+            return Err(Violation { why, values });
+        }
+        if cluster.is_read && cluster.first_read_end < cluster.write_call {
+            let why = "a value was read before it was written";
+            return Err(Violation { why, values });
+        }
+        if cluster.is_read || !(cluster.is_optional || value == ABSENT) {
+            kept.push(cluster);
+        }
+    }
+    Ok(kept)
+}
+
+/// Whether reads at a level that is not linearizable still kept what `quorum` promises: each saw
+/// the last acknowledged write before it or a later one, and no client's reads went back in time.
+pub(crate) fn check_regular(operations: &[Operation]) -> Result<(), Violation> {
+    let writes = writes(operations);
+    // The latest call of an acknowledged write among those that had ended by some moment.
+    let mut ended: Vec<(u64, u64, u64)> = Vec::new();
+    for (value, (call, end)) in &writes {
+        if *end != NEVER {
+            ended.push((*end, *call, *value));
+        }
+    }
+    ended.sort_unstable();
+    let mut latest: Vec<(u64, u64, u64)> = Vec::new();
+    for (end, call, value) in ended {
+        let newest = latest
+            .last()
+            .map_or((0, ABSENT), |&(_, call, value)| (call, value));
+        let (call, value) = newest.max((call, value));
+        latest.push((end, call, value));
+    }
+    let mut seen: BTreeMap<u32, (u64, u64)> = BTreeMap::new();
+    let mut in_order: Vec<&Operation> = operations.iter().collect();
+    in_order.sort_by_key(|operation| operation.call);
+    for operation in in_order {
+        let Kind::Read(value) = operation.kind else {
+            continue;
+        };
+        let Some(&(_, returned_end)) = writes.get(&value) else {
+            let why = "a value was read that nobody wrote";
+            return Err(Violation {
+                why,
+                values: vec![value],
+            });
+        };
+        let before = latest.partition_point(|(end, ..)| *end < operation.call);
+        if let Some(&(_, call, newer)) = before.checked_sub(1).map(|index| &latest[index])
+            && returned_end < call
+        {
+            return Err(Violation {
+                why: "a read did not see the second value, acknowledged before it began, but the \
+                      first, older one",
+                values: vec![value, newer],
+            });
+        }
+        let (call, _) = writes[&value];
+        let last = seen.entry(operation.client).or_insert((0, ABSENT));
+        if returned_end < last.0 {
+            return Err(Violation {
+                why: "one client read the second value and then the first, older one",
+                values: vec![value, last.1],
+            });
+        }
+        *last = (*last).max((call, value));
+    }
+    Ok(())
+}
+
+/// Each value's write: its call and its end.
+fn writes(operations: &[Operation]) -> BTreeMap<u64, (u64, u64)> {
+    let mut writes = BTreeMap::from([(ABSENT, (0, 0))]);
+    for operation in operations {
+        match operation.kind {
+            Kind::Write(value) => {
+                writes.insert(value, (operation.call, operation.end));
+            }
+            Kind::MaybeWrite(value) => {
+                writes.insert(value, (operation.call, NEVER));
+            }
+            Kind::Read(_) => {}
+        }
+    }
+    writes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn op(client: u32, call: u64, end: u64, kind: Kind) -> Operation {
+        Operation {
+            client,
+            call,
+            end,
+            kind,
+        }
+    }
+
+    use Kind::{MaybeWrite, Read, Write};
+
+    #[test]
+    fn reads_beside_a_write_may_see_either_value() {
+        let history = [
+            op(1, 10, 20, Write(1)),
+            op(2, 30, 60, Write(2)),
+            op(3, 35, 40, Read(1)),
+            op(3, 45, 50, Read(2)),
+        ];
+        assert_eq!(check_linearizable(&history), Ok(()));
+    }
+
+    #[test]
+    fn a_new_value_does_not_give_way_to_the_old_one() {
+        let history = [
+            op(1, 10, 20, Write(1)),
+            op(2, 30, 60, Write(2)),
+            op(3, 35, 40, Read(2)),
+            op(4, 45, 50, Read(1)),
+        ];
+        assert!(check_linearizable(&history).is_err());
+        // Regular, though: the write had not ended, and each client saw one value only.
+        assert_eq!(check_regular(&history), Ok(()));
+    }
+
+    #[test]
+    fn stale_reads_and_lost_writes_are_seen() {
+        let stale = [
+            op(1, 10, 20, Write(1)),
+            op(1, 30, 40, Write(2)),
+            op(2, 50, 60, Read(1)),
+        ];
+        assert!(check_linearizable(&stale).is_err());
+        assert!(check_regular(&stale).is_err());
+        let lost = [op(1, 10, 20, Write(1)), op(2, 30, 40, Read(ABSENT))];
+        assert!(check_linearizable(&lost).is_err());
+        assert!(check_regular(&lost).is_err());
+    }
+
+    #[test]
+    fn an_unanswered_write_takes_effect_late_or_never() {
+        let never = [op(1, 10, NEVER, MaybeWrite(1)), op(2, 20, 30, Read(ABSENT))];
+        assert_eq!(check_linearizable(&never), Ok(()));
+        let late = [
+            op(1, 10, NEVER, MaybeWrite(1)),
+            op(2, 20, 30, Read(ABSENT)),
+            op(2, 40, 50, Read(1)),
+        ];
+        assert_eq!(check_linearizable(&late), Ok(()));
+        let back = [
+            op(1, 10, NEVER, MaybeWrite(1)),
+            op(2, 20, 30, Read(1)),
+            op(2, 40, 50, Read(ABSENT)),
+        ];
+        assert!(check_linearizable(&back).is_err());
+        assert!(check_regular(&back).is_err() || check_linearizable(&back).is_err());
+    }
+
+    #[test]
+    fn nothing_comes_from_nowhere() {
+        assert!(check_linearizable(&[op(1, 10, 20, Read(7))]).is_err());
+        let early = [op(1, 10, 20, Read(7)), op(2, 30, 40, Write(7))];
+        assert!(check_linearizable(&early).is_err());
+    }
+}

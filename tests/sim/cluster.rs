@@ -1,0 +1,335 @@
+//! Whole nodes in one process: what `quorate run` puts together, over simulated doors.
+
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use quorate::env::{Clock, Env, MemoryDisk, SeededRng, SystemClock, Tasks};
+use quorate::front::peer_server::PeerServer;
+use quorate::model::{HashedKey, Hlc, KeyHasher, Millis, NodeId, NodeTag, Quorum, RecordRef};
+use quorate::node::catch_up::CatchUp;
+use quorate::node::coordinator::{Config, Coordinator, Outcome, Parts, Request};
+use quorate::node::replica::{Replica, Standing};
+use quorate::node::sweeper::sweep;
+use quorate::ring::{Member, MemberState, Partitions, RingParams, Role, View};
+use quorate::store::Store;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::breakage::Breakage;
+use crate::network::Network;
+
+/// A wall clock that the simulation sets: an offset, and a drift from some moment on.
+#[derive(Debug)]
+pub(crate) struct SimClock {
+    started: Instant,
+    offset_ms: AtomicI64,
+    /// Since when, and by how many parts in a million it is fast.
+    drift: Mutex<(Instant, i64)>,
+}
+
+impl SimClock {
+    fn new(started: Instant) -> Self {
+        Self {
+            started,
+            offset_ms: AtomicI64::new(0),
+            drift: Mutex::new((started, 0)),
+        }
+    }
+
+    /// Steps the clock to this distance from the true time.
+    pub(crate) fn set_offset(&self, ms: i64) {
+        self.set_drift(0);
+        self.offset_ms.store(ms, Ordering::Relaxed);
+    }
+
+    /// Lets it run fast or slow from now on; what has gathered so far stays.
+    pub(crate) fn set_drift(&self, ppm: i64) {
+        let gathered = self.drifted();
+        self.offset_ms.fetch_add(gathered, Ordering::Relaxed);
+        *self.drift.lock().unwrap_or_else(PoisonError::into_inner) = (SystemClock.monotonic(), ppm);
+    }
+
+    fn drifted(&self) -> i64 {
+        let (since, ppm) = *self.drift.lock().unwrap_or_else(PoisonError::into_inner);
+        let elapsed = i64::try_from(since.elapsed().as_millis()).unwrap_or(i64::MAX);
+        elapsed * ppm / 1_000_000
+    }
+}
+
+impl Clock for SimClock {
+    fn wall(&self) -> Millis {
+        let elapsed = i64::try_from(self.started.elapsed().as_millis()).unwrap_or(i64::MAX);
+        let ms = EPOCH_MS + elapsed + self.drifted() + self.offset_ms.load(Ordering::Relaxed);
+        Millis(u64::try_from(ms).unwrap_or(0))
+    }
+
+    fn monotonic(&self) -> Instant {
+        SystemClock.monotonic()
+    }
+}
+
+/// What a node that starts holds.
+pub(crate) enum Memory {
+    Nothing,
+    /// Everything that it held when it died.
+    Kept,
+    /// What it held some time ago.
+    Earlier,
+}
+
+pub(crate) struct Node {
+    pub(crate) id: NodeId,
+    pub(crate) clock: Arc<SimClock>,
+    epoch: u64,
+    running: Option<Running>,
+    /// What it held when it died, and what it held some time ago.
+    kept: Option<Arc<Store>>,
+    earlier: Option<Arc<Store>>,
+}
+
+struct Running {
+    store: Arc<Store>,
+    replica: Arc<Replica>,
+    coordinator: Coordinator,
+    tasks: Tasks,
+}
+
+/// What a client talks to: one start of one node.
+#[derive(Clone)]
+pub(crate) struct Door {
+    coordinator: Coordinator,
+    tasks: Tasks,
+}
+
+impl Door {
+    /// `None`: the node died before it answered.
+    pub(crate) async fn run(&self, request: Request) -> Option<Outcome> {
+        tokio::select! {
+            biased;
+            () = self.tasks.stopped() => None,
+            mut outcomes = self.coordinator.run(vec![request]) => outcomes.pop(),
+        }
+    }
+}
+
+pub(crate) struct Cluster {
+    pub(crate) network: Network,
+    pub(crate) nodes: Vec<Node>,
+    hasher: KeyHasher,
+    view: Arc<View>,
+    quorum: Quorum,
+    breakage: Option<Breakage>,
+}
+
+impl Cluster {
+    pub(crate) fn start(seed: u64, nodes: u8, quorum: Quorum, breakage: Option<Breakage>) -> Self {
+        let params = RingParams {
+            cluster: "sim".to_owned(),
+            partitions: Partitions::new(PARTITIONS).unwrap(),
+            n: quorum.n(),
+        };
+        let ids: Vec<NodeId> = (0..nodes)
+            .map(|i| format!("n{i}").parse().unwrap())
+            .collect();
+        let view = Arc::new(View::new(params, ids.iter().map(member).collect()));
+        let started = SystemClock.monotonic();
+        let mut cluster = Self {
+            network: Network::new(seed, breakage),
+            nodes: ids
+                .into_iter()
+                .map(|id| Node {
+                    id,
+                    clock: Arc::new(SimClock::new(started)),
+                    epoch: 0,
+                    running: None,
+                    kept: None,
+                    earlier: None,
+                })
+                .collect(),
+            hasher: KeyHasher::new("sim"),
+            view,
+            quorum,
+            breakage,
+        };
+        for node in 0..cluster.nodes.len() {
+            cluster.start_node(node, &Memory::Nothing);
+        }
+        cluster
+    }
+
+    pub(crate) fn start_node(&mut self, number: usize, memory: &Memory) {
+        let store = Arc::new(Store::new(self.hasher));
+        let held = match memory {
+            Memory::Nothing => None,
+            Memory::Kept => self.nodes[number].kept.clone(),
+            Memory::Earlier => self.nodes[number].earlier.clone(),
+        };
+        if let Some(held) = held {
+            self.copy(&held, &store);
+        }
+        let node = &mut self.nodes[number];
+        node.epoch += 1;
+        let tasks = Tasks::new();
+        let env = Env {
+            clock: Arc::clone(&node.clock) as Arc<dyn Clock>,
+            rng: SeededRng::from_seed(node.epoch),
+            tasks: tasks.clone(),
+            disk: Arc::new(MemoryDisk::default()),
+        };
+        let partitions = self.view.params().partitions;
+        let hlc = Arc::new(Hlc::new(DRIFT_MAX));
+        let is_first = node.epoch == 1;
+        let standing = match self.breakage {
+            Some(Breakage::CountAmnesiac) if !is_first => Standing::sure(partitions),
+            _ => Standing::unsure(partitions),
+        };
+        let replica = Arc::new(Replica::new(
+            Arc::clone(&store),
+            Arc::clone(&hlc),
+            1 << 20,
+            standing,
+        ));
+        let service = PeerServer::new(
+            Arc::clone(&replica),
+            Arc::clone(&env.clock),
+            self.hasher,
+            partitions,
+            Box::new(Bytes::new),
+        );
+        let transport = self
+            .network
+            .connect(node.id.tag(), node.epoch, Arc::new(service));
+        let view = watch::Sender::new(Arc::clone(&self.view));
+        let coordinator = Coordinator::new(Parts {
+            config: Config {
+                quorum: self.quorum,
+                timeout: REQUEST_MAX,
+            },
+            self_tag: node.id.tag(),
+            writer: node.id.writer_tag(node.epoch),
+            env: env.clone(),
+            view: view.subscribe(),
+            replica: Arc::clone(&replica),
+            clock: hlc,
+            hasher: self.hasher,
+            transport: Arc::new(transport.clone()),
+        });
+        let catch_up = CatchUp {
+            self_tag: node.id.tag(),
+            // Told that there are two copies, it takes one other home for enough.
+            n: match self.breakage {
+                Some(Breakage::CatchUpFromOne) => 2,
+                _ => self.quorum.n(),
+            },
+            env: env.clone(),
+            view: view.subscribe(),
+            replica: Arc::clone(&replica),
+            hasher: self.hasher,
+            transport: Arc::new(transport),
+        };
+        if !matches!(self.breakage, Some(Breakage::CountAmnesiac)) || is_first {
+            tasks.spawn(catch_up.run());
+        }
+        tasks.spawn(sweep(Arc::clone(&store), partitions, env));
+        // The view stays as it is: its sender lives as long as the node.
+        let stopped = tasks.clone();
+        tasks.spawn(async move {
+            stopped.stopped().await;
+            drop(view);
+        });
+        node.running = Some(Running {
+            store,
+            replica,
+            coordinator,
+            tasks,
+        });
+    }
+
+    /// Kills a node at once.
+    pub(crate) fn kill(&mut self, number: usize) {
+        let node = &mut self.nodes[number];
+        if let Some(running) = node.running.take() {
+            self.network.kill(node.id.tag());
+            running.tasks.stop();
+            node.kept = Some(running.store);
+        }
+    }
+
+    /// Keeps what a node holds now, for a restart with old data.
+    pub(crate) fn remember(&mut self, number: usize) {
+        let copy = Arc::new(Store::new(self.hasher));
+        if let Some(running) = &self.nodes[number].running {
+            self.copy(&running.store, &copy);
+            self.nodes[number].earlier = Some(copy);
+        }
+    }
+
+    pub(crate) fn is_up(&self, number: usize) -> bool {
+        self.nodes[number].running.is_some()
+    }
+
+    /// Whether every node is up and sure of every partition that it is a home of.
+    pub(crate) fn is_sure(&self) -> bool {
+        let partitions = self.view.params().partitions;
+        self.nodes.iter().all(|node| {
+            node.running.as_ref().is_some_and(|running| {
+                let is_home = |p: &_| self.view.homes(*p).contains(&node.id.tag());
+                let mut homes = partitions.all().filter(is_home);
+                homes.all(|partition| running.replica.is_sure(partition))
+            })
+        })
+    }
+
+    /// The door of a node, if it is up.
+    pub(crate) fn door(&self, number: usize) -> Option<Door> {
+        let running = self.nodes[number].running.as_ref()?;
+        Some(Door {
+            coordinator: running.coordinator.clone(),
+            tasks: running.tasks.clone(),
+        })
+    }
+
+    pub(crate) fn tag(&self, number: usize) -> NodeTag {
+        self.nodes[number].id.tag()
+    }
+
+    fn copy(&self, from: &Store, to: &Store) {
+        for partition in self.view.params().partitions.all() {
+            from.scan(partition, None, |key, record: RecordRef<'_>| {
+                let key = HashedKey {
+                    bytes: key,
+                    hash: self.hasher.hash(key),
+                    partition,
+                };
+                to.apply(key, record, Millis(0));
+                true
+            });
+        }
+    }
+}
+
+fn member(id: &NodeId) -> Member {
+    Member {
+        tag: id.tag(),
+        id: id.clone(),
+        incarnation: 1,
+        zone: String::new(),
+        weight: 1,
+        role: Role::Member,
+        state: MemberState::Up,
+        quic: ([127, 0, 0, 1], 1).into(),
+        resp: String::new(),
+        http: String::new(),
+        reachable: true,
+    }
+}
+
+/// Few, so that catching up touches each and every key's neighbours.
+const PARTITIONS: u32 = 4;
+/// 2027: far enough from 1970 for clocks that are hours behind.
+const EPOCH_MS: i64 = 1_800_000_000_000;
+const DRIFT_MAX: Duration = Duration::from_secs(10);
+/// How long a coordinator tries.
+pub(crate) const REQUEST_MAX: Duration = Duration::from_millis(500);

@@ -1,0 +1,127 @@
+//! The simulator: whole clusters on virtual time, driven by one seed, and a checker of what their
+//! clients saw.
+//!
+//! `QUORATE_SIM_SEEDS=20000 cargo test --test sim` runs more of them, `QUORATE_SIM_SEED=7` one.
+
+#![cfg(test)]
+
+mod breakage;
+mod checker;
+mod cluster;
+mod faults;
+mod network;
+mod run;
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use quorate::model::Level;
+
+use self::breakage::Breakage;
+use self::faults::Fault;
+use self::run::{Report, Setting, replay, run};
+
+/// Runs seeds on all processors; stops at the first violation.
+fn run_all(seeds: std::ops::Range<u64>) -> Vec<Report> {
+    let next = AtomicU64::new(seeds.start);
+    let reports = Mutex::new(Vec::new());
+    let workers = std::thread::available_parallelism().map_or(2, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..workers {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= seeds.end {
+                        return;
+                    }
+                    let report = run(seed, Setting::of_seed(seed));
+                    if let Some(violation) = &report.violation {
+                        next.store(seeds.end, Ordering::Relaxed);
+                        panic!("seed {seed}: {violation}{}", replay(seed));
+                    }
+                    // One in a hundred twice: the same seed is the same run.
+                    if seed.is_multiple_of(100) {
+                        let again = run(seed, Setting::of_seed(seed));
+                        assert_eq!(report.trace, again.trace, "seed {seed} differs from itself");
+                    }
+                    reports.lock().unwrap().push(report);
+                }
+            });
+        }
+    });
+    reports.into_inner().unwrap()
+}
+
+fn variable(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+#[test]
+fn every_seed_keeps_what_its_level_promises() {
+    let seeds = variable("QUORATE_SIM_SEEDS").unwrap_or(SEEDS);
+    let reports = run_all(0..seeds);
+    let sum = |of: fn(&Report) -> u64| reports.iter().map(of).sum::<u64>();
+    let time: Duration = reports.iter().map(|report| report.virtual_time).sum();
+    let mut faults: BTreeMap<Fault, u64> = BTreeMap::new();
+    for (fault, count) in reports.iter().flat_map(|report| &report.faults) {
+        *faults.entry(*fault).or_default() += count;
+    }
+    let all: u64 = faults.values().sum();
+    let hours = time.as_secs_f64() / 3_600.0;
+    let per_ten_minutes = u64::try_from(time.as_secs()).unwrap() / 600;
+    println!(
+        "{} seeds, {hours:.1} cluster-hours, {} operations checked ({} answered), {} messages, \
+         {all} faults ({:.0} in ten minutes): {faults:?}",
+        reports.len(),
+        sum(|report| report.operations),
+        sum(|report| report.answered),
+        sum(|report| report.messages),
+        all as f64 / (hours * 6.0),
+    );
+    for fault in Fault::ALL {
+        assert!(faults.contains_key(&fault), "{fault:?} never happened");
+    }
+    assert!(all >= 50 * per_ten_minutes, "too few faults: {all}");
+}
+
+#[test]
+fn one_seed() {
+    let Some(seed) = variable("QUORATE_SIM_SEED") else {
+        return;
+    };
+    let report = run(seed, Setting::of_seed(seed));
+    println!("{report:?}");
+    if let Some(violation) = report.violation {
+        panic!("seed {seed}: {violation}");
+    }
+}
+
+#[test]
+fn every_breakage_is_noticed() {
+    let mut table = Vec::new();
+    for breakage in Breakage::ALL {
+        let level = match breakage {
+            Breakage::DropRestamping => Level::Quorum,
+            _ => Level::Linearizable,
+        };
+        let setting = Setting {
+            level,
+            breakage: Some(breakage),
+            virtual_time: Duration::from_secs(72),
+        };
+        let noticed = (0..BREAKAGE_SEEDS_MAX)
+            .find_map(|seed| Some((seed + 1, run(seed, setting).violation?)));
+        let Some((seeds, violation)) = noticed else {
+            panic!("{breakage:?} was not noticed in {BREAKAGE_SEEDS_MAX} seeds");
+        };
+        let why = violation.lines().next().unwrap_or_default().to_owned();
+        table.push(format!("{breakage:?}: {seeds} seeds, {why}"));
+    }
+    println!("{}", table.join("\n"));
+}
+
+/// Two thousand: forty hours and more.
+const SEEDS: u64 = 2_000;
+const BREAKAGE_SEEDS_MAX: u64 = 300;

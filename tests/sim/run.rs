@@ -1,0 +1,313 @@
+//! One run: a cluster, clients, faults, and what came of it. The seed decides everything.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use quorate::env::SeededRng;
+use quorate::model::{Level, Quorum};
+use quorate::node::coordinator::{Action, Outcome, Request, RequestError};
+use tokio::time::{Instant, sleep};
+
+use crate::breakage::Breakage;
+use crate::checker::{ABSENT, Kind, NEVER, Operation, check_linearizable, check_regular};
+use crate::cluster::{Cluster, Door};
+use crate::faults::{Fault, Faults};
+
+/// What a run is like, the seed aside.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Setting {
+    pub(crate) level: Level,
+    pub(crate) breakage: Option<Breakage>,
+    pub(crate) virtual_time: Duration,
+}
+
+impl Setting {
+    /// Half of the seeds prove one level, half the other.
+    pub(crate) fn of_seed(seed: u64) -> Self {
+        let level = if seed.is_multiple_of(2) {
+            Level::Linearizable
+        } else {
+            Level::Quorum
+        };
+        Self {
+            level,
+            breakage: None,
+            virtual_time: Duration::from_secs(72),
+        }
+    }
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub(crate) struct Report {
+    pub(crate) operations: u64,
+    pub(crate) answered: u64,
+    pub(crate) messages: u64,
+    pub(crate) virtual_time: Duration,
+    pub(crate) faults: BTreeMap<Fault, u64>,
+    pub(crate) trace: u64,
+    /// What is wrong, with a timeline.
+    pub(crate) violation: Option<String>,
+}
+
+/// What happened to one key, in the order of a counter that all calls and ends share.
+#[derive(Debug, Default)]
+struct History {
+    clock: u64,
+    of_key: BTreeMap<usize, Vec<Operation>>,
+    notes: BTreeMap<(usize, u64), String>,
+    answered: u64,
+}
+
+#[derive(Clone)]
+struct World {
+    cluster: Arc<Mutex<Cluster>>,
+    history: Arc<Mutex<History>>,
+    values: Arc<AtomicU64>,
+    level: Level,
+    started: Instant,
+}
+
+impl World {
+    fn cluster(&self) -> MutexGuard<'_, Cluster> {
+        self.cluster.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn history(&self) -> MutexGuard<'_, History> {
+        self.history.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tick(&self) -> u64 {
+        let mut history = self.history();
+        history.clock += 1;
+        history.clock
+    }
+
+    /// One operation of a client through a node, into the history.
+    async fn operate(&self, client: u32, node: usize, key: usize, is_write: bool) -> Option<u64> {
+        let door = self.open(node)?;
+        let value = self.values.fetch_add(1, Ordering::Relaxed) + 1;
+        let action = if is_write {
+            let value = Bytes::from(value.to_string());
+            Action::Set {
+                value,
+                expires_at: None,
+            }
+        } else {
+            Action::Get
+        };
+        let call = self.tick();
+        let at = self.started.elapsed().as_millis();
+        let request = Request {
+            key: Bytes::from(format!("key-{key}")),
+            action,
+            level: self.level,
+        };
+        let outcome = door.run(request).await;
+        let end = self.tick();
+        let (kind, end, read) = match &outcome {
+            Some(Outcome::Written) => (Kind::Write(value), end, None),
+            Some(Outcome::Value(found)) => {
+                let found = found.as_ref().map_or(ABSENT, number);
+                (Kind::Read(found), end, Some(found))
+            }
+            // It says that it was not begun: it must not show up.
+            Some(Outcome::Failed(RequestError::Learn(_))) => return None,
+            _ if is_write => (Kind::MaybeWrite(value), NEVER, None),
+            _ => return None,
+        };
+        let operation = Operation {
+            client,
+            call,
+            end,
+            kind,
+        };
+        let mut history = self.history();
+        history.answered += u64::from(end != NEVER);
+        history.of_key.entry(key).or_default().push(operation);
+        let took = self.started.elapsed().as_millis() - at;
+        let note = format!("{at:>6} ms +{took:<4} client {client:<3} n{node} {kind:?}");
+        history.notes.insert((key, call), note);
+        drop(history);
+        let cluster = self.cluster();
+        cluster.network.note((call, end, format!("{kind:?}")));
+        read
+    }
+
+    /// The door of a node that can be asked now.
+    fn open(&self, node: usize) -> Option<Door> {
+        let cluster = self.cluster();
+        let is_paused = cluster.network.is_paused(cluster.tag(node));
+        if is_paused { None } else { cluster.door(node) }
+    }
+
+    async fn client(self, client: u32, seed: u64, until: Instant) {
+        let rng = SeededRng::from_seed(seed ^ (u64::from(client) << 40));
+        let below = |bound: u64| usize::try_from(rng.next_u64() % bound).unwrap_or(0);
+        let nodes = self.cluster().nodes.len() as u64;
+        let mut node = below(nodes);
+        while Instant::now() < until {
+            // Bursts and pauses: most races need two operations at the same time.
+            let think = if rng.fraction() < 0.5 { 5 } else { 400 };
+            sleep(Duration::from_millis(below(think) as u64)).await;
+            if rng.fraction() < 0.3 {
+                node = below(nodes);
+            }
+            let (key, is_write) = (below(KEYS as u64), rng.fraction() < 0.5);
+            self.operate(client, node, key, is_write).await;
+        }
+    }
+
+    /// After everything is healed: all nodes must come to say the same of every key.
+    async fn settle(&self) -> Result<(), String> {
+        for _ in 0..600 {
+            if self.cluster().is_sure() {
+                break;
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+        if !self.cluster().is_sure() {
+            return Err("some node did not catch up within 30 s of peace".to_owned());
+        }
+        sleep(Duration::from_secs(2)).await;
+        let nodes = self.cluster().nodes.len();
+        for key in 0..KEYS {
+            for round in 0..2 {
+                let mut seen = Vec::new();
+                for node in 0..nodes {
+                    let client = 100 + u32::try_from(node).unwrap_or(0);
+                    if let Some(value) = self.operate(client, node, key, false).await {
+                        seen.push(value);
+                    }
+                }
+                if round == 1 && seen.windows(2).any(|pair| pair[0] != pair[1]) {
+                    return Err(format!("key-{key} did not converge: nodes see {seen:?}"));
+                }
+                if seen.is_empty() {
+                    return Err(format!("key-{key} cannot be read after peace"));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Runs a seed. On a thread of its own: nothing of an earlier run is left on it.
+pub(crate) fn run(seed: u64, setting: Setting) -> Report {
+    let runner = std::thread::Builder::new().stack_size(4 << 20);
+    let running = runner.spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .expect("a runtime without I/O");
+        runtime.block_on(simulate(seed, setting))
+    });
+    let ended = running.expect("a thread for the seed").join();
+    ended.unwrap_or_else(|_panic| panic!("seed {seed} panicked; {}", replay(seed)))
+}
+
+async fn simulate(seed: u64, setting: Setting) -> Report {
+    let rng = SeededRng::from_seed(seed);
+    let nodes = 3 + u8::try_from(rng.next_u64() % 3).unwrap_or(0);
+    let quorum = Quorum::majority(3).expect("a majority of 3");
+    let cluster = Cluster::start(seed, nodes, quorum, setting.breakage);
+    let network = cluster.network.clone();
+    let started = Instant::now();
+    let world = World {
+        cluster: Arc::new(Mutex::new(cluster)),
+        history: Arc::default(),
+        values: Arc::default(),
+        level: setting.level,
+        started,
+    };
+    sleep(Duration::from_secs(1)).await;
+    let until = Instant::now() + setting.virtual_time;
+    let clients: Vec<_> = (0..CLIENTS)
+        .map(|client| spawn(world.clone().client(client, seed, until)))
+        .collect();
+    // `quorum` promises nothing while replicas are without their memory.
+    let mut faults = Faults::new(seed, setting.level == Level::Linearizable);
+    while Instant::now() < until {
+        sleep(TICK).await;
+        faults.advance(TICK, &mut world.cluster());
+    }
+    for client in clients {
+        client.await.expect("a client that ends by itself");
+    }
+    faults.heal(&mut world.cluster());
+    let settled = world.settle().await;
+
+    let history = world.history();
+    let violation = settled
+        .err()
+        .map(|why| (0, why))
+        .or_else(|| violation(&history, setting.level))
+        .map(|(key, why)| format!("{why}\n{}", timeline(&history, key, &faults.log)));
+    let messages = network.lock().messages;
+    Report {
+        operations: history
+            .of_key
+            .values()
+            .map(|of_key| of_key.len() as u64)
+            .sum(),
+        answered: history.answered,
+        messages,
+        virtual_time: started.elapsed(),
+        faults: faults.counts,
+        trace: network.trace(),
+        violation,
+    }
+}
+
+fn violation(history: &History, level: Level) -> Option<(usize, String)> {
+    history.of_key.iter().find_map(|(&key, operations)| {
+        let checked = match level {
+            Level::Linearizable => check_linearizable(operations),
+            _ => check_regular(operations),
+        };
+        let why = checked.err()?;
+        Some((key, format!("key-{key} at level {level}: {why}")))
+    })
+}
+
+/// What happened to one key, and what went wrong meanwhile.
+fn timeline(history: &History, key: usize, faults: &[(u64, String)]) -> String {
+    let mut lines = String::new();
+    for ((of, _), note) in &history.notes {
+        if *of == key {
+            writeln!(lines, "{note}").expect("a string takes everything");
+        }
+    }
+    for (at, fault) in faults {
+        writeln!(lines, "{at:>6} ms fault {fault}").expect("a string takes everything");
+    }
+    lines
+}
+
+pub(crate) fn replay(seed: u64) -> String {
+    format!("replay it with QUORATE_SIM_SEED={seed} cargo test --test sim one_seed -- --nocapture")
+}
+
+fn number(value: &Bytes) -> u64 {
+    std::str::from_utf8(value)
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .expect("values are the numbers that were written")
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "clients belong to no node; the runtime of the seed ends them"
+)]
+fn spawn(client: impl Future<Output = ()> + Send + 'static) -> tokio::task::JoinHandle<()> {
+    tokio::spawn(client)
+}
+
+const CLIENTS: u32 = 4;
+const KEYS: usize = 2;
+const TICK: Duration = Duration::from_millis(100);
