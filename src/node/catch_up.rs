@@ -321,6 +321,7 @@ fn read_pages(mut response: Response<'_>) -> Result<Pages, FrameError> {
 /// Small enough for a response of some megabytes at most, large enough that 4,096 empty partitions
 /// take no time.
 const PARTITIONS_A_CALL: usize = 32;
-const CALL_MAX: Duration = Duration::from_secs(5);
+/// One home that hangs holds up the copying from the others for so long.
+const CALL_MAX: Duration = Duration::from_secs(1);
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(2);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use quorate::model::{HlcTime, NodeTag, Prior, RecordRef, Summary, Version};
+use quorate::model::{HlcTime, Level, NodeTag, Prior, Quorum, RecordRef, Summary, Version};
 use quorate::net::PeerService;
 use quorate::wire::{
     Answer, FrameReader, LENGTH_BYTES, Operation, RequestHeader, ResponseHeader, WireRecord,
@@ -14,11 +14,16 @@ use quorate::wire::{
 };
 use tokio::time::Instant;
 
+use crate::cluster::now;
 use crate::network::Network;
 
 /// What is done wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Breakage {
+    /// Writes are acknowledged at one replica, at level `quorum`.
+    AckBeforeW,
+    /// Reads are answered at one replica, at level `quorum`.
+    AnswerBeforeR,
     /// A coordinator counts an acknowledgement that never came.
     TimeoutIsAck,
     /// A replica acknowledges before it has taken the write, and then does not take it.
@@ -37,8 +42,6 @@ pub(crate) enum Breakage {
     CountSelfForAll,
     /// A replica that has lost its memory votes.
     CountAmnesiac,
-    /// A replica that has copied from one other home takes itself for sure.
-    CatchUpFromOne,
     /// A superseded write counts as acknowledged, at level `quorum`.
     DropRestamping,
     /// What other replicas say of their versions is not looked at.
@@ -48,7 +51,9 @@ pub(crate) enum Breakage {
 }
 
 impl Breakage {
-    pub(crate) const ALL: [Self; 13] = [
+    pub(crate) const ALL: [Self; 14] = [
+        Self::AckBeforeW,
+        Self::AnswerBeforeR,
         Self::TimeoutIsAck,
         Self::AckWithoutTaking,
         Self::ForgetWrites,
@@ -58,11 +63,30 @@ impl Breakage {
         Self::CountOneTwice,
         Self::CountSelfForAll,
         Self::CountAmnesiac,
-        Self::CatchUpFromOne,
         Self::DropRestamping,
         Self::IgnoreVersions,
         Self::ServeFromCache,
     ];
+}
+
+impl Breakage {
+    /// The level whose promise it breaks.
+    pub(crate) const fn level(self) -> Level {
+        match self {
+            Self::AckBeforeW | Self::AnswerBeforeR | Self::DropRestamping => Level::Quorum,
+            _ => Level::Linearizable,
+        }
+    }
+
+    /// The quorum that the coordinators really use.
+    pub(crate) fn quorum(self) -> Quorum {
+        let quorum = match self {
+            Self::AckBeforeW => Quorum::new(3, 2, 1),
+            Self::AnswerBeforeR => Quorum::new(3, 1, 2),
+            _ => Quorum::majority(3),
+        };
+        quorum.expect("at most three")
+    }
 }
 
 /// Whom a call really reaches.
@@ -116,6 +140,7 @@ pub(crate) fn broken_serve(
     response(&header, is_sure, clock, &answers)
 }
 
+#[expect(clippy::too_many_lines, reason = "an arm a breakage, each a few lines")]
 fn serve_one(
     breakage: Breakage,
     network: &Network,
@@ -231,7 +256,7 @@ impl Cache {
     }
 
     pub(crate) fn put(&mut self, key: (NodeTag, Vec<u8>, bool), served: Served) {
-        self.0.insert(key, (Instant::now(), served));
+        self.0.insert(key, (now(), served));
     }
 }
 
@@ -302,5 +327,5 @@ fn encoded(item: &impl serde::Serialize) -> Vec<u8> {
 fn sample(record: WireRecord<'_>, of: u64) -> bool {
     let mut hasher = DefaultHasher::new();
     RecordRef::from(record).version.hash(&mut hasher);
-    hasher.finish() % of == 0
+    hasher.finish().is_multiple_of(of)
 }

@@ -135,7 +135,7 @@ fn clusters(operations: &[Operation]) -> Result<Vec<Cluster>, Violation> {
     let mut clusters = BTreeMap::from([(ABSENT, Cluster::new(ABSENT))]);
     for operation in operations {
         let (Kind::Write(value) | Kind::MaybeWrite(value) | Kind::Read(value)) = operation.kind;
-        let cluster = clusters.entry(value).or_insert(Cluster::new(value));
+        let cluster = clusters.entry(value).or_insert_with(|| Cluster::new(value));
         cluster.add(operation);
     }
     let mut kept = Vec::new();

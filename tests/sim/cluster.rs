@@ -8,6 +8,7 @@ use bytes::Bytes;
 use quorate::env::{Clock, Env, MemoryDisk, SeededRng, SystemClock, Tasks};
 use quorate::front::peer_server::PeerServer;
 use quorate::model::{HashedKey, Hlc, KeyHasher, Millis, NodeId, NodeTag, Quorum, RecordRef};
+use quorate::net::Transport;
 use quorate::node::catch_up::CatchUp;
 use quorate::node::coordinator::{Config, Coordinator, Outcome, Parts, Request};
 use quorate::node::replica::{Replica, Standing};
@@ -18,7 +19,12 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::breakage::Breakage;
-use crate::network::Network;
+use crate::network::{Network, SimTransport};
+
+/// Virtual time.
+pub(crate) fn now() -> Instant {
+    SystemClock.monotonic()
+}
 
 /// A wall clock that the simulation sets: an offset, and a drift from some moment on.
 #[derive(Debug)]
@@ -201,6 +207,29 @@ impl Cluster {
         let transport = self
             .network
             .connect(node.id.tag(), node.epoch, Arc::new(service));
+        let transport = Arc::new(transport);
+        let coordinator = self.assemble(number, &env, &replica, hlc, &transport);
+        tasks.spawn(sweep(Arc::clone(&store), partitions, env));
+        self.nodes[number].running = Some(Running {
+            store,
+            replica,
+            coordinator,
+            tasks,
+        });
+    }
+
+    /// The coordinator of a node, and the task that catches up.
+    fn assemble(
+        &self,
+        number: usize,
+        env: &Env,
+        replica: &Arc<Replica>,
+        clock: Arc<Hlc>,
+        transport: &Arc<SimTransport>,
+    ) -> Coordinator {
+        let node = &self.nodes[number];
+        let transport = || Arc::clone(transport) as Arc<dyn Transport>;
+        // The ring stays as it is: its sender lives as long as the node.
         let view = watch::Sender::new(Arc::clone(&self.view));
         let coordinator = Coordinator::new(Parts {
             config: Config {
@@ -211,40 +240,29 @@ impl Cluster {
             writer: node.id.writer_tag(node.epoch),
             env: env.clone(),
             view: view.subscribe(),
-            replica: Arc::clone(&replica),
-            clock: hlc,
+            replica: Arc::clone(replica),
+            clock,
             hasher: self.hasher,
-            transport: Arc::new(transport.clone()),
+            transport: transport(),
         });
         let catch_up = CatchUp {
             self_tag: node.id.tag(),
-            // Told that there are two copies, it takes one other home for enough.
-            n: match self.breakage {
-                Some(Breakage::CatchUpFromOne) => 2,
-                _ => self.quorum.n(),
-            },
+            n: self.quorum.n(),
             env: env.clone(),
             view: view.subscribe(),
-            replica: Arc::clone(&replica),
+            replica: Arc::clone(replica),
             hasher: self.hasher,
-            transport: Arc::new(transport),
+            transport: transport(),
         };
-        if !matches!(self.breakage, Some(Breakage::CountAmnesiac)) || is_first {
-            tasks.spawn(catch_up.run());
+        if self.breakage != Some(Breakage::CountAmnesiac) || node.epoch == 1 {
+            env.tasks.spawn(catch_up.run());
         }
-        tasks.spawn(sweep(Arc::clone(&store), partitions, env));
-        // The view stays as it is: its sender lives as long as the node.
-        let stopped = tasks.clone();
-        tasks.spawn(async move {
+        let stopped = env.tasks.clone();
+        env.tasks.spawn(async move {
             stopped.stopped().await;
             drop(view);
         });
-        node.running = Some(Running {
-            store,
-            replica,
-            coordinator,
-            tasks,
-        });
+        coordinator
     }
 
     /// Kills a node at once.

@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::breakage::Breakage;
 use crate::checker::{ABSENT, Kind, NEVER, Operation, check_linearizable, check_regular};
-use crate::cluster::{Cluster, Door};
+use crate::cluster::{Cluster, Door, now};
 use crate::faults::{Fault, Faults};
 
 /// What a run is like, the seed aside.
@@ -150,7 +150,7 @@ impl World {
         let below = |bound: u64| usize::try_from(rng.next_u64() % bound).unwrap_or(0);
         let nodes = self.cluster().nodes.len() as u64;
         let mut node = below(nodes);
-        while Instant::now() < until {
+        while now() < until {
             // Bursts and pauses: most races need two operations at the same time.
             let think = if rng.fraction() < 0.5 { 5 } else { 400 };
             sleep(Duration::from_millis(below(think) as u64)).await;
@@ -214,10 +214,13 @@ pub(crate) fn run(seed: u64, setting: Setting) -> Report {
 async fn simulate(seed: u64, setting: Setting) -> Report {
     let rng = SeededRng::from_seed(seed);
     let nodes = 3 + u8::try_from(rng.next_u64() % 3).unwrap_or(0);
-    let quorum = Quorum::majority(3).expect("a majority of 3");
+    let quorum = match setting.breakage {
+        Some(breakage) => breakage.quorum(),
+        None => Quorum::majority(3).expect("a majority of 3"),
+    };
     let cluster = Cluster::start(seed, nodes, quorum, setting.breakage);
     let network = cluster.network.clone();
-    let started = Instant::now();
+    let started = now();
     let world = World {
         cluster: Arc::new(Mutex::new(cluster)),
         history: Arc::default(),
@@ -226,13 +229,17 @@ async fn simulate(seed: u64, setting: Setting) -> Report {
         started,
     };
     sleep(Duration::from_secs(1)).await;
-    let until = Instant::now() + setting.virtual_time;
+    let until = now() + setting.virtual_time;
     let clients: Vec<_> = (0..CLIENTS)
         .map(|client| spawn(world.clone().client(client, seed, until)))
         .collect();
     // `quorum` promises nothing while replicas are without their memory.
-    let mut faults = Faults::new(seed, setting.level == Level::Linearizable);
-    while Instant::now() < until {
+    let may_forget = setting.level == Level::Linearizable;
+    let kinds = Fault::ALL
+        .into_iter()
+        .filter(|fault| may_forget || !fault.loses_memory());
+    let mut faults = Faults::new(seed, kinds.collect());
+    while now() < until {
         sleep(TICK).await;
         faults.advance(TICK, &mut world.cluster());
     }

@@ -3,6 +3,8 @@
 
 #![cfg(test)]
 
+mod edges;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
@@ -17,7 +19,7 @@ use quorate::node::coordinator::{
 };
 use quorate::node::replica::{Replica, Standing};
 use quorate::ring::{Member, MemberState, Partitions, RingParams, Role, View};
-use quorate::store::Store;
+use quorate::store::{Applied, Store};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -42,6 +44,7 @@ impl Clock for SkewedClock {
 }
 
 struct Node {
+    id: NodeId,
     tag: NodeTag,
     clock: Arc<SkewedClock>,
     store: Arc<Store>,
@@ -53,88 +56,118 @@ struct Ring {
     network: MemoryNetwork,
     hasher: KeyHasher,
     partitions: Partitions,
+    view: Arc<View>,
+    quorum: Quorum,
+    tasks: Tasks,
 }
 
 impl Ring {
     fn new(count: u8, r: u8, w: u8) -> Self {
+        Self::with_delay(count, r, w, Duration::from_millis(1))
+    }
+
+    fn with_delay(count: u8, r: u8, w: u8, delay: Duration) -> Self {
         let tasks = Tasks::new();
-        let network = MemoryNetwork::new(tasks.clone(), Duration::from_millis(1));
-        let partitions = Partitions::new(64).unwrap();
-        let hasher = KeyHasher::new("test");
+        let network = MemoryNetwork::new(tasks.clone(), delay);
         let params = RingParams {
             cluster: "test".to_owned(),
-            partitions,
+            partitions: Partitions::new(64).unwrap(),
             n: count,
         };
-        let ids: Vec<NodeId> = (0..count)
-            .map(|i| format!("n{i}").parse().unwrap())
-            .collect();
-        let view = Arc::new(View::new(params, ids.iter().map(member).collect()));
-        let nodes = ids.iter().map(|id| {
-            let clock = Arc::new(SkewedClock::default());
-            let env = Env {
-                clock: Arc::clone(&clock) as Arc<dyn Clock>,
-                rng: SeededRng::from_seed(1),
-                tasks: tasks.clone(),
-                disk: Arc::new(MemoryDisk::default()),
-            };
-            let store = Arc::new(Store::new(hasher));
-            let hlc = Arc::new(Hlc::new(Duration::from_secs(10)));
-            let replica = Arc::new(Replica::new(
-                Arc::clone(&store),
-                Arc::clone(&hlc),
-                1 << 20,
-                Standing::sure(partitions),
-            ));
-            let service = PeerServer::new(
-                Arc::clone(&replica),
-                Arc::clone(&env.clock),
-                hasher,
-                partitions,
-                Box::new(Bytes::new),
-            );
-            network.connect(id.tag(), Arc::new(service));
-            let coordinator = Coordinator::new(Parts {
-                config: Config {
-                    quorum: Quorum::new(count, r, w).unwrap(),
-                    timeout: Duration::from_secs(1),
-                },
-                self_tag: id.tag(),
-                writer: id.writer_tag(1),
-                env,
-                view: watch::Sender::new(Arc::clone(&view)).subscribe(),
-                replica,
-                clock: hlc,
-                hasher,
-                transport: Arc::new(network.transport(id.tag())),
-            });
-            Node {
-                tag: id.tag(),
-                clock,
-                store,
-                coordinator,
-            }
-        });
-        Self {
-            nodes: nodes.collect(),
+        let ids = (0..count).map(|i| format!("n{i}").parse().unwrap());
+        let ids: Vec<NodeId> = ids.collect();
+        let mut ring = Self {
+            nodes: Vec::new(),
             network,
-            hasher,
-            partitions,
+            hasher: KeyHasher::new("test"),
+            partitions: params.partitions,
+            view: Arc::new(View::new(params, ids.iter().map(member).collect())),
+            quorum: Quorum::new(count, r, w).unwrap(),
+            tasks,
+        };
+        for id in &ids {
+            let node = ring.start(id, Standing::sure(ring.partitions), 1);
+            ring.nodes.push(node);
+        }
+        ring
+    }
+
+    fn start(&self, id: &NodeId, standing: Standing, incarnation: u64) -> Node {
+        let clock = Arc::new(SkewedClock::default());
+        let env = Env {
+            clock: Arc::clone(&clock) as Arc<dyn Clock>,
+            rng: SeededRng::from_seed(1),
+            tasks: self.tasks.clone(),
+            disk: Arc::new(MemoryDisk::default()),
+        };
+        let store = Arc::new(Store::new(self.hasher));
+        let hlc = Arc::new(Hlc::new(Duration::from_secs(10)));
+        let replica = Replica::new(Arc::clone(&store), Arc::clone(&hlc), 1 << 20, standing);
+        let replica = Arc::new(replica);
+        let service = PeerServer::new(
+            Arc::clone(&replica),
+            Arc::clone(&env.clock),
+            self.hasher,
+            self.partitions,
+            Box::new(Bytes::new),
+        );
+        self.network.connect(id.tag(), Arc::new(service));
+        let coordinator = Coordinator::new(Parts {
+            config: Config {
+                quorum: self.quorum,
+                timeout: Duration::from_secs(1),
+            },
+            self_tag: id.tag(),
+            writer: id.writer_tag(incarnation),
+            env,
+            view: watch::Sender::new(Arc::clone(&self.view)).subscribe(),
+            replica,
+            clock: hlc,
+            hasher: self.hasher,
+            transport: Arc::new(self.network.transport(id.tag())),
+        });
+        Node {
+            id: id.clone(),
+            tag: id.tag(),
+            clock,
+            store,
+            coordinator,
         }
     }
 
-    async fn run(&self, node: usize, action: Action) -> Outcome {
+    /// Starts a node anew with this much memory, not yet caught up.
+    fn restart(&mut self, node: usize, held: Option<&Record>) {
+        let id = self.nodes[node].id.clone();
+        self.nodes[node] = self.start(&id, Standing::unsure(self.partitions), 2);
+        if let Some(held) = held {
+            let applied = self.nodes[node]
+                .store
+                .apply(self.key(), held.into(), Millis(0));
+            assert!(matches!(applied, Applied::Applied { .. }));
+        }
+    }
+
+    fn key(&self) -> HashedKey<'static> {
+        let hash = self.hasher.hash(b"key");
+        HashedKey {
+            bytes: b"key",
+            hash,
+            partition: self.partitions.of(hash),
+        }
+    }
+
+    async fn run_at(&self, level: Level, node: usize, action: Action) -> Outcome {
         let request = Request {
             key: Bytes::from_static(b"key"),
             action,
-            level: Level::Quorum,
+            level,
         };
-        self.nodes[node]
-            .coordinator
-            .run(vec![request])
-            .await
-            .pop()
-            .unwrap()
+        let coordinator = &self.nodes[node].coordinator;
+        coordinator.run(vec![request]).await.pop().unwrap()
+    }
+
+    async fn run(&self, node: usize, action: Action) -> Outcome {
+        self.run_at(Level::Quorum, node, action).await
     }
 
     async fn set(&self, node: usize, value: &'static str) -> Outcome {
@@ -158,16 +191,10 @@ impl Ring {
 
     /// What a node itself holds.
     fn held(&self, node: usize) -> Option<Record> {
-        let hash = self.hasher.hash(b"key");
-        let key = HashedKey {
-            bytes: b"key",
-            hash,
-            partition: self.partitions.of(hash),
-        };
         let now = self.nodes[node].clock.wall();
-        self.nodes[node]
-            .store
-            .read(key, now, |record| record.map(|record| record.to_record()))
+        self.nodes[node].store.read(self.key(), now, |record| {
+            record.map(|record| record.to_record())
+        })
     }
 
     /// Cuts a node off, in both directions.
