@@ -232,6 +232,8 @@ fn writes(operations: &[Operation]) -> BTreeMap<u64, (u64, u64)> {
 
 #[cfg(test)]
 mod tests {
+    use quorate::env::SeededRng;
+
     use super::*;
 
     fn op(client: u32, call: u64, end: u64, kind: Kind) -> Operation {
@@ -307,5 +309,123 @@ mod tests {
         assert!(check_linearizable(&[op(1, 10, 20, Read(7))]).is_err());
         let early = [op(1, 10, 20, Read(7)), op(2, 30, 40, Write(7))];
         assert!(check_linearizable(&early).is_err());
+    }
+
+    /// The register as porcupine wants it told: a sequential specification.
+    #[derive(Debug, Clone)]
+    struct Register;
+
+    impl porcupine_rs::Model for Register {
+        type State = u64;
+        type Op = Kind;
+        type Metadata = ();
+
+        fn init() -> u64 {
+            ABSENT
+        }
+
+        fn step(state: &u64, kind: &Kind) -> (bool, u64) {
+            match kind {
+                Write(value) | MaybeWrite(value) => (true, *value),
+                Read(value) => (value == state, *state),
+            }
+        }
+    }
+
+    /// A search over all orders (Wing and Gong, Lowe). What had no answer may come last.
+    fn search_finds_an_order(history: &[Operation]) -> bool {
+        let told = history.iter().map(|operation| porcupine_rs::Operation {
+            client_id: Some(operation.client),
+            call_time: i64::try_from(operation.call).unwrap(),
+            return_time: i64::try_from(operation.end).unwrap_or(i64::MAX),
+            op: operation.kind,
+            metadata: None,
+        });
+        porcupine_rs::check_operations::<Register>(&told.collect::<Vec<_>>())
+    }
+
+    /// A history of an atomic register, in which some reads may have been falsified.
+    fn random_history(rng: &SeededRng) -> Vec<Operation> {
+        let below = |bound: u64| rng.next_u64() % bound;
+        let count = 2 + below(10);
+        let mut operations: Vec<(u64, Operation)> = (1..=count)
+            .map(|number| {
+                // Unlike each other in their last digits: which of two comes first is never open.
+                let moment = |at: u64, digit: u64| at * 100 + 3 * number + digit;
+                let at = 300 + below(count * 100);
+                let call = moment(at - 1 - below(200), 0);
+                let end = moment(at + 1 + below(200), 2);
+                let kind = match below(8) {
+                    0..3 => Write(number),
+                    3 => MaybeWrite(number),
+                    _ => Read(ABSENT),
+                };
+                let end = if matches!(kind, MaybeWrite(_)) {
+                    NEVER
+                } else {
+                    end
+                };
+                (moment(at, 1), op(0, call, end, kind))
+            })
+            .collect();
+        operations.sort_by_key(|(at, _)| *at);
+        let (mut held, mut values) = (ABSENT, vec![ABSENT]);
+        for (_, operation) in &mut operations {
+            match &mut operation.kind {
+                Write(value) => held = *value,
+                // Half of them never take effect.
+                MaybeWrite(value) if value.is_multiple_of(2) => held = *value,
+                MaybeWrite(_) => {}
+                Read(value) => *value = held,
+            }
+            values.push(held);
+        }
+        for (_, operation) in &mut operations {
+            if let Read(value) = &mut operation.kind
+                && below(3) == 0
+            {
+                *value = values[usize::try_from(below(values.len() as u64)).unwrap()];
+            }
+        }
+        operations
+            .into_iter()
+            .map(|(_, operation)| operation)
+            .collect()
+    }
+
+    #[test]
+    fn the_zone_test_agrees_with_a_search_over_all_orders() {
+        let histories = std::env::var("QUORATE_CHECKER_HISTORIES").ok();
+        let histories: u64 = histories.map_or(200_000, |text| text.parse().unwrap());
+        let rng = SeededRng::from_seed(7);
+        let mut linearizable = 0;
+        for _ in 0..histories {
+            let history = random_history(&rng);
+            let zones = check_linearizable(&history);
+            assert_eq!(
+                zones.is_ok(),
+                search_finds_an_order(&history),
+                "{history:#?}"
+            );
+            linearizable += u64::from(zones.is_ok());
+        }
+        println!("{histories} histories, {linearizable} of them linearizable");
+        assert!((histories / 5..histories * 4 / 5).contains(&linearizable));
+    }
+
+    #[test]
+    fn a_million_operations_are_no_trouble() {
+        let operations: Vec<Operation> = (0..1_000_000u64)
+            .map(|number| {
+                let value = number / 2 + 1;
+                let kind = if number.is_multiple_of(2) {
+                    Write(value)
+                } else {
+                    Read(value)
+                };
+                op(0, 10 * number + 1, 10 * number + 9, kind)
+            })
+            .collect();
+        assert_eq!(check_linearizable(&operations), Ok(()));
     }
 }
