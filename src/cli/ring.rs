@@ -10,6 +10,7 @@ use clap::{Args, Subcommand};
 
 use super::table::{Table, bytes, duration};
 use crate::front::admin::{self, AdminReply, AdminRequest};
+use crate::node::staleness::StalenessReport;
 use crate::node::status::RingStatus;
 
 /// Show the ring.
@@ -25,6 +26,12 @@ pub enum RingCommand {
     #[command(after_help = "Examples:\n  quorate ring owners user:42\n  \
         quorate ring owners user:42 --json")]
     Owners(OwnersArgs),
+    /// How likely a read is fresh, a while after a write, as this node observes it.
+    #[command(
+        after_help = "Examples:\n  quorate ring staleness\n  quorate ring staleness --json\n  \
+        quorate ring staleness --watch --socket ./quorate-dev/node-0/admin.sock"
+    )]
+    Staleness(StatusArgs),
 }
 
 /// Arguments of `ring status`.
@@ -60,26 +67,24 @@ pub struct AdminArgs {
 /// Runs the subcommand.
 pub fn run(command: &RingCommand, out: &mut dyn Write) -> anyhow::Result<()> {
     match command {
-        RingCommand::Status(args) => status(args, out),
+        RingCommand::Status(args) => repeat(args, out, status),
         RingCommand::Owners(args) => owners(args, out),
+        RingCommand::Staleness(args) => repeat(args, out, staleness),
     }
 }
 
-fn status(args: &StatusArgs, out: &mut dyn Write) -> anyhow::Result<()> {
+/// Shows something once, or every second.
+fn repeat(
+    args: &StatusArgs,
+    out: &mut dyn Write,
+    show: fn(&AdminArgs, &mut dyn Write) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
     loop {
-        let AdminReply::RingStatus(ring) = ask(&args.admin.socket, &AdminRequest::RingStatus)?
-        else {
-            bail!("the node gave an answer of another kind: it is of another version");
-        };
         if args.watch && std::io::stdout().is_terminal() {
             // Home, and clear what is below.
             write!(out, "\x1b[H\x1b[2J")?;
         }
-        if args.admin.json {
-            writeln!(out, "{}", serde_json::to_string(&ring)?)?;
-        } else {
-            print_ring(&ring, out)?;
-        }
+        show(&args.admin, out)?;
         out.flush()?;
         if !args.watch {
             return Ok(());
@@ -90,6 +95,78 @@ fn status(args: &StatusArgs, out: &mut dyn Write) -> anyhow::Result<()> {
         )]
         std::thread::sleep(WATCH_INTERVAL);
     }
+}
+
+fn status(args: &AdminArgs, out: &mut dyn Write) -> anyhow::Result<()> {
+    let AdminReply::RingStatus(ring) = ask(&args.socket, &AdminRequest::RingStatus)? else {
+        bail!("the node gave an answer of another kind: it is of another version");
+    };
+    if args.json {
+        writeln!(out, "{}", serde_json::to_string(&ring)?)?;
+        return Ok(());
+    }
+    print_ring(&ring, out)
+}
+
+fn staleness(args: &AdminArgs, out: &mut dyn Write) -> anyhow::Result<()> {
+    let AdminReply::RingStaleness(report) = ask(&args.socket, &AdminRequest::RingStaleness)? else {
+        bail!("the node gave an answer of another kind: it is of another version");
+    };
+    if args.json {
+        writeln!(out, "{}", serde_json::to_string(&report)?)?;
+        return Ok(());
+    }
+    print_staleness(&report, out)
+}
+
+fn print_staleness(report: &StalenessReport, out: &mut dyn Write) -> anyhow::Result<()> {
+    let StalenessReport { n, r, w, .. } = *report;
+    writeln!(
+        out,
+        "n={n} r={r} w={w}: {} writes sampled, {} of {} reads saw replicas disagree",
+        report.samples, report.reads_disagreed, report.reads
+    )?;
+    if report.samples == 0 {
+        writeln!(
+            out,
+            "nothing to tell yet: this node has coordinated no write"
+        )?;
+        return Ok(());
+    }
+    let delay =
+        |delay: Option<f64>| delay.map_or_else(|| "never".to_owned(), |ms| format!("{ms:.2} ms"));
+    let delays = &report.delay_ms;
+    writeln!(
+        out,
+        "homes follow a write's answer after: half {}, 99 % {}, 99.9 % {}",
+        delay(delays.p50),
+        delay(delays.p99),
+        delay(delays.p999)
+    )?;
+    let columns = report.after_ms.iter().map(|ms| format!("{ms} ms"));
+    let header: Vec<String> = ["R", "W"]
+        .map(str::to_owned)
+        .into_iter()
+        .chain(columns)
+        .collect();
+    let mut table = Table::new(&header.iter().map(String::as_str).collect::<Vec<_>>());
+    for fresh in &report.fresh {
+        if fresh.probability.is_empty() {
+            continue;
+        }
+        let is_configured = (fresh.r, fresh.w) == (r, w);
+        let mark = if is_configured { "*" } else { "" };
+        let mut cells = vec![fresh.r.to_string(), format!("{}{mark}", fresh.w)];
+        let percent = |fresh: &f64| format!("{:.3} %", fresh * 100.0);
+        cells.extend(fresh.probability.iter().map(percent));
+        table.push(cells, false);
+    }
+    writeln!(
+        out,
+        "a read so long after a write is fresh with this probability (* as configured):"
+    )?;
+    table.print(out)?;
+    Ok(())
 }
 
 fn owners(args: &OwnersArgs, out: &mut dyn Write) -> anyhow::Result<()> {

@@ -18,6 +18,7 @@ use super::unix::bind_unix;
 use crate::env::Env;
 use crate::model::check_key;
 use crate::node::coordinator::{Action, Outcome, Request};
+use crate::node::staleness::StalenessReport;
 use crate::node::status::{KeyOwners, NodeStatus, RingStatus};
 
 /// What an administrator can ask.
@@ -25,6 +26,8 @@ use crate::node::status::{KeyOwners, NodeStatus, RingStatus};
 pub enum AdminRequest {
     /// The ring as the node sees it.
     RingStatus,
+    /// How fresh reads are.
+    RingStaleness,
     /// Who is home of a key.
     RingOwners {
         /// The key.
@@ -60,6 +63,8 @@ pub enum AdminRequest {
 pub enum AdminReply {
     /// To `RingStatus`.
     RingStatus(RingStatus),
+    /// To `RingStaleness`.
+    RingStaleness(StalenessReport),
     /// To `RingOwners`.
     RingOwners(KeyOwners),
     /// To `Get`.
@@ -131,6 +136,11 @@ async fn talk(mut stream: UnixStream, status: &NodeStatus) -> io::Result<()> {
 async fn answer(request: AdminRequest, status: &NodeStatus) -> AdminReply {
     let (key, action) = match request {
         AdminRequest::RingStatus => return AdminReply::RingStatus(status.ring()),
+        AdminRequest::RingStaleness => {
+            let coordinator = &status.coordinator;
+            let report = coordinator.staleness().report(coordinator.config().quorum);
+            return AdminReply::RingStaleness(report);
+        }
         AdminRequest::RingOwners { key } => return AdminReply::RingOwners(status.owners(&key)),
         AdminRequest::Get { key } => (key, Action::Get),
         AdminRequest::Delete { key } => (key, Action::Delete),

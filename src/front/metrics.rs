@@ -13,8 +13,10 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
 use super::resp_server::{BOUNDS_US, RespServer};
+use crate::model::PartitionId;
 use crate::net::Endpoint;
 use crate::node::replica::Replica;
+use crate::node::staleness::Freshness;
 use crate::node::status::NodeStatus;
 use crate::resp::CommandKind;
 
@@ -66,6 +68,7 @@ impl Collector for Snapshot {
         self.requests(out)?;
         self.store(out)?;
         self.peers(out)?;
+        self.staleness(out)?;
         let counters = self.door_counters().into_iter().chain(self.room_counters());
         for Counter {
             name,
@@ -245,8 +248,39 @@ impl Snapshot {
             reachable.encode(family.encode_family(&labels)?)?;
         }
         let help = "Partitions this node is a home of";
-        let held = view.homes_held(self.status.self_id.tag()) as u64;
-        gauge(out, "partitions_held", help, held)
+        let own = self.status.self_id.tag();
+        gauge(out, "partitions_held", help, view.homes_held(own) as u64)?;
+        let replica = &self.metrics.replica;
+        let is_unsure = |partition: &PartitionId| {
+            view.homes(*partition).contains(&own) && !replica.is_sure(*partition)
+        };
+        let unsure = view.params().partitions.all().filter(is_unsure).count();
+        let help = "Partitions whose memory was lost and is not caught up yet";
+        gauge(out, "partitions_unsure", help, unsure as u64)
+    }
+}
+
+impl Snapshot {
+    /// How fresh reads are; see [`crate::protocol::Samples`].
+    fn staleness(&self, out: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let coordinator = &self.status.coordinator;
+        let report = coordinator.staleness().report(coordinator.config().quorum);
+        let help = "Writes of which it was noted when each home acknowledged them";
+        count(out, "staleness_samples", help, report.samples)?;
+        count(out, "reads", "Reads answered", report.reads)?;
+        let help = "Reads whose replicas did not all hold the same";
+        count(out, "reads_disagreed", help, report.reads_disagreed)?;
+        let help = "Probability that a read so long after a write is fresh, at the configured r, w";
+        let name = "fresh_read_probability";
+        let mut family = out.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        let configured = |fresh: &&Freshness| (fresh.r, fresh.w) == (report.r, report.w);
+        let fresh = report.fresh.iter().find(configured);
+        let probability = fresh.map_or(&[][..], |fresh| &fresh.probability);
+        for (after_ms, probability) in report.after_ms.iter().zip(probability) {
+            let labels = [("t_ms", after_ms.to_string())];
+            ConstGauge::new(*probability).encode(family.encode_family(&labels)?)?;
+        }
+        Ok(())
     }
 }
 

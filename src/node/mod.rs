@@ -4,5 +4,6 @@ pub mod catch_up;
 pub mod coordinator;
 pub mod membership;
 pub mod replica;
+pub mod staleness;
 pub mod status;
 pub mod sweeper;

@@ -4,9 +4,11 @@
 //! clocks or threads: the driver performs the actions and says when time is up.
 
 mod read;
+mod staleness;
 mod write;
 
 pub use read::{ReadAction, ReadOp, ReadPlan, Told, Want};
+pub use staleness::{Samples, WriteSample};
 pub use write::{WriteAction, WriteOp, WritePlan};
 
 use thiserror::Error;

@@ -74,6 +74,12 @@ impl WriteOp {
         }
     }
 
+    /// How many replicas are written to.
+    #[must_use]
+    pub fn replicas(&self) -> usize {
+        self.replicas.len()
+    }
+
     /// The version to write now.
     #[must_use]
     pub fn version(&self) -> Version {

@@ -17,7 +17,7 @@ use crate::model::{
 };
 use crate::net::{CallError, Lane, ReplySink, Response};
 use crate::node::replica::Written;
-use crate::protocol::{ReadAction, ReadOp, Told, WriteAction, WriteOp};
+use crate::protocol::{ReadAction, ReadOp, Told, WriteAction, WriteOp, WriteSample};
 use crate::ring::View;
 use crate::store::ExpiryChange;
 use crate::wire::{Answer, FrameError, Operation, Refusal};
@@ -35,6 +35,14 @@ struct State {
     items: Vec<Item>,
     unanswered: usize,
     outbox: Outbox,
+    sample: Option<Sample>,
+}
+
+/// One write of the batch, of which it is noted when each home acknowledged it.
+struct Sample {
+    item: usize,
+    sent: Instant,
+    arrivals: WriteSample,
 }
 
 /// An answer, freed from the frame it came in.
@@ -58,11 +66,12 @@ impl Batch {
             wall,
             now: shared.clock.read(wall).millis(),
         };
-        let items = requests
+        let items: Vec<Item> = requests
             .into_iter()
             .map(|request| Item::new(&start, request))
             .collect();
         let state = State {
+            sample: Sample::of(shared, &items),
             items,
             unanswered,
             outbox: Outbox::default(),
@@ -401,6 +410,12 @@ impl Batch {
             return;
         };
         let What::Written(version) = what else { return };
+        if let Some(sample) = &mut state.sample
+            && sample.item == item
+            && matches!(reply, Reply::Written(_))
+        {
+            sample.on_arrival(replica, self.shared.env.clock.monotonic());
+        }
         let mut actions = Vec::new();
         match reply {
             Reply::Written(Written::Applied(prior)) => {
@@ -572,6 +587,7 @@ impl Batch {
             items,
             outbox,
             unanswered,
+            ..
         } = state;
         let Some(record) = items[item].read().and_then(ReadOp::record) else {
             return;
@@ -617,6 +633,28 @@ impl Batch {
             .map_err(|_drift| Refusal::ClockDrift)
     }
 
+    /// What is observed when there is nothing more to come.
+    fn report(&self, state: &mut State) {
+        let meter = &self.shared.staleness;
+        let of_read = |item: &Item| match &item.operation {
+            Op::Read(op) => Some(u64::from(op.has_disagreed())),
+            _ => None,
+        };
+        let (reads, disagreed) = state
+            .items
+            .iter()
+            .filter_map(of_read)
+            .fold((0, 0), |(reads, sum), disagreed| {
+                (reads + 1, sum + disagreed)
+            });
+        if reads > 0 {
+            meter.on_reads(reads, disagreed);
+        }
+        if let Some(sample) = state.sample.take() {
+            meter.on_write_sample(sample.arrivals);
+        }
+    }
+
     fn is_sane(&self, held: Prior) -> bool {
         let newest = held.stamp.unwrap_or_default().newest();
         self.shared.clock.check(newest.hlc, self.now()).is_ok()
@@ -641,6 +679,36 @@ impl Batch {
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
         // std Mutex: never held across an await.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Batch {
+    fn drop(&mut self) {
+        // The last one who waited for a reply has let go.
+        let mut state = self.lock();
+        self.report(&mut state);
+    }
+}
+
+impl Sample {
+    fn of(shared: &Inner, items: &[Item]) -> Option<Self> {
+        let is_write = |item: &Item| matches!(item.operation, Op::Write { .. });
+        let item = items.iter().position(is_write)?;
+        let Op::Write { op, .. } = &items[item].operation else {
+            return None;
+        };
+        let sent = shared.env.clock.monotonic();
+        shared.staleness.wants_sample(sent).then(|| Self {
+            item,
+            sent,
+            arrivals: WriteSample(smallvec::smallvec![None; op.replicas()]),
+        })
+    }
+
+    fn on_arrival(&mut self, replica: usize, now: Instant) {
+        if let Some(arrival) = self.arrivals.0.get_mut(replica) {
+            *arrival = Some(now.saturating_duration_since(self.sent));
+        }
     }
 }
 

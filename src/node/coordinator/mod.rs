@@ -25,6 +25,7 @@ use self::batch::Batch;
 use self::hedging::Hedging;
 pub use self::local::Local;
 use super::replica::Replica;
+use super::staleness::StalenessMeter;
 use crate::env::Env;
 use crate::model::{HashedKey, Hlc, KeyHasher, Level, Millis, NodeTag, Quorum, Summary};
 use crate::net::Transport;
@@ -146,6 +147,7 @@ pub(super) struct Inner {
     pub(super) transport: Arc<dyn Transport>,
     pub(super) stats: CoordinatorStats,
     hedging: Hedging,
+    staleness: StalenessMeter,
 }
 
 /// What a coordinator is made of.
@@ -200,6 +202,7 @@ impl Coordinator {
             transport,
             stats,
             hedging: Hedging::default(),
+            staleness: StalenessMeter::default(),
         }))
     }
 
@@ -232,6 +235,12 @@ impl Coordinator {
     #[must_use]
     pub fn view(&self) -> Arc<View> {
         Arc::clone(&self.0.view.borrow())
+    }
+
+    /// What was observed of how fresh reads are.
+    #[must_use]
+    pub fn staleness(&self) -> &StalenessMeter {
+        &self.0.staleness
     }
 
     /// What was counted so far.
