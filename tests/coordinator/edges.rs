@@ -206,3 +206,19 @@ async fn one_asks_one_and_all_asks_all() {
         Outcome::Written
     );
 }
+
+#[tokio::test(start_paused = true)]
+async fn reads_through_any_node_heal_one_that_lost_its_memory() {
+    for level in LEVELS {
+        for reader in 0..3 {
+            let mut ring = Ring::new(3, 2, 2);
+            assert_eq!(ring.run_at(level, 0, set("value")).await, Outcome::Written);
+            settle().await;
+            // Nothing catches up here: read repair is all there is.
+            ring.restart(1, None);
+            assert_eq!(get(&ring, level, reader).await, value("value"));
+            settle().await;
+            assert_eq!(ring.held(1), ring.held(0), "{level}, read through {reader}");
+        }
+    }
+}

@@ -1,7 +1,7 @@
 //! Real clusters of real processes, for the tests that need them.
 
-use std::io::{BufRead, BufReader};
-use std::net::{TcpListener, UdpSocket};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
@@ -96,9 +96,15 @@ impl Cluster {
 
     /// Starts a node again that was killed.
     pub(crate) fn restart(&mut self, node: usize) {
+        self.restart_with(node, &[]);
+    }
+
+    /// The same with variables in its environment.
+    pub(crate) fn restart_with(&mut self, node: usize, variables: &[(&str, &str)]) {
         let child = Command::new(QUORATE)
             .args(["run", "--config"])
             .arg(&self.nodes[node].config)
+            .envs(variables.iter().copied())
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
@@ -109,7 +115,8 @@ impl Cluster {
     /// Which nodes a node can reach, by `ring status --json`.
     pub(crate) fn reachable(&self, seen_by: usize) -> Vec<bool> {
         let status = self.ring_status(seen_by);
-        let nodes = status["nodes"].as_array().unwrap().clone();
+        // None as long as the node does not answer.
+        let nodes = status["nodes"].as_array().cloned().unwrap_or_default();
         nodes
             .iter()
             .map(|node| node["reachable"].as_bool().unwrap())
@@ -147,6 +154,19 @@ pub(crate) fn connect(addr: &str) -> redis::Connection {
     client
         .get_connection_with_timeout(Duration::from_secs(10))
         .unwrap()
+}
+
+/// The body of a page; `None`: nobody answered.
+pub(crate) fn http_get(addr: &str, path: &str) -> Option<String> {
+    let mut stream = TcpStream::connect(addr).ok()?;
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nHost: {addr}\r\nConnection: close\r\n\r\n"
+    )
+    .ok()?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).ok()?;
+    Some(text)
 }
 
 pub(crate) fn quorate(args: &[&str]) -> Output {

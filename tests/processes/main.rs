@@ -3,6 +3,11 @@
 #[cfg(test)]
 mod bad_input;
 #[cfg(test)]
+#[path = "../sim/checker.rs"]
+mod checker;
+#[cfg(test)]
 mod cluster;
 #[cfg(test)]
 mod common;
+#[cfg(test)]
+mod history;
