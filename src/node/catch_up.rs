@@ -13,9 +13,9 @@
 //! was acknowledged is lost while at most n - majority homes of a key are without their memory at
 //! the same time.
 //!
-//! A ring that is still growing has fewer homes than n: who is sure of a partition because there
-//! was hardly anybody to ask has to ask again when more homes appear. That is also what stops a
-//! node that has lost its disk, and starts as if it were the first of a new cluster.
+//! In a ring of so few nodes that there are not even so many others, nobody is sure. A node that has
+//! lost its disk as well starts as if it were the first of a new cluster: that it finds nobody to ask
+//! does not mean that there is nobody.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -72,19 +72,16 @@ struct Copying {
 
 impl Copying {
     fn is_done(&self, n: u8) -> bool {
-        self.sure.len() >= enough(n) || self.copied.len() == self.others.len()
-    }
-
-    /// Whether more homes would mean to ask again.
-    fn is_final(&self, n: u8) -> bool {
-        self.is_done(n) && self.others.len() >= enough(n)
+        let has_all = self.copied.len() == self.others.len();
+        let is_known = self.others.len() >= enough(n);
+        is_known && (has_all || self.sure.len() >= enough(n))
     }
 }
 
-/// How many others that are sure have to be copied from.
+/// How many others that are sure have to be copied from. With one copy there are none.
 fn enough(n: u8) -> usize {
     let majority = n / 2 + 1;
-    usize::from(n - majority + 1)
+    usize::from((n - majority + 1).min(n - 1))
 }
 
 impl CatchUp {
@@ -95,32 +92,25 @@ impl CatchUp {
         loop {
             let view = Arc::clone(&self.view.borrow_and_update());
             self.follow(&view, &mut progress);
-            let before = self.pending(&progress);
+            let before = progress.homes.len();
             if before > 0 {
                 self.copy(&mut progress).await;
             }
-            let left = self.pending(&progress);
-            if before > 0 && left == 0 {
+            if before > 0 && progress.homes.is_empty() {
                 info!("caught up: holds all that the other homes hold");
             }
-            if left == 0 {
+            if progress.homes.is_empty() {
                 pause = PAUSE_MIN;
                 if self.view.changed().await.is_err() {
                     return;
                 }
-            } else if left == before {
+            } else if progress.homes.len() == before {
                 // Somebody is away. Ask again soon, but not all the time.
                 if timeout(pause, self.view.changed()).await.is_err() {
                     pause = (pause * 2).min(PAUSE_MAX);
                 }
             }
         }
-    }
-
-    /// Partitions that this node is not sure of.
-    fn pending(&self, progress: &Progress) -> usize {
-        let pending = progress.homes.values();
-        pending.filter(|copying| !copying.is_done(self.n)).count()
     }
 
     /// Takes over who the homes are now.
@@ -132,14 +122,13 @@ impl CatchUp {
                 progress.homes.remove(&partition);
                 continue;
             }
-            if self.replica.is_sure(partition) && !progress.homes.contains_key(&partition) {
+            if self.replica.is_sure(partition) {
                 continue;
             }
             let others = homes.iter().copied().filter(|&home| home != self.self_tag);
             let others: BTreeSet<NodeTag> = others.collect();
             let copying = progress.homes.entry(partition).or_default();
             if copying.others != others {
-                self.replica.set_sure(partition, false);
                 *copying = Copying {
                     others,
                     ..Copying::default()
@@ -152,13 +141,14 @@ impl CatchUp {
     fn conclude(&self, progress: &mut Progress) {
         let n = self.n;
         progress.homes.retain(|&partition, copying| {
-            if copying.is_done(n) && !self.replica.is_sure(partition) {
+            let is_done = copying.is_done(n);
+            if is_done {
                 if !copying.others.is_empty() && copying.sure.is_empty() {
                     debug!(partition = partition.0, "no other home was sure either");
                 }
                 self.replica.set_sure(partition, true);
             }
-            !copying.is_final(n)
+            !is_done
         });
     }
 
@@ -169,9 +159,6 @@ impl CatchUp {
             let mut calls = Vec::new();
             let mut wanted: BTreeMap<NodeTag, Vec<PartitionId>> = BTreeMap::new();
             for (&partition, copying) in &progress.homes {
-                if copying.is_done(self.n) {
-                    continue;
-                }
                 for &home in copying.others.difference(&copying.copied) {
                     let partitions = wanted.entry(home).or_default();
                     if partitions.len() < PARTITIONS_A_CALL {

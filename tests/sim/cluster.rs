@@ -1,16 +1,18 @@
 //! Whole nodes in one process: what `quorate run` puts together, over simulated doors.
 
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use quorate::env::{Clock, Env, MemoryDisk, SeededRng, SystemClock, Tasks};
+use quorate::env::{Clock, Disk, Env, SeededRng, SystemClock, Tasks};
 use quorate::front::peer_server::PeerServer;
 use quorate::model::{HashedKey, Hlc, KeyHasher, Millis, NodeId, NodeTag, Quorum, RecordRef};
-use quorate::net::Transport;
+use quorate::net::{MemoryGossip, Transport};
 use quorate::node::catch_up::CatchUp;
 use quorate::node::coordinator::{Config, Coordinator, Outcome, Parts, Request};
+use quorate::node::membership::{self, Membership as RealMembership};
 use quorate::node::replica::{Replica, Standing};
 use quorate::node::sweeper::sweep;
 use quorate::ring::{Member, MemberState, Partitions, RingParams, Role, View};
@@ -19,6 +21,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::breakage::Breakage;
+use crate::disk::SimDisk;
 use crate::network::{Network, SimTransport};
 
 /// Virtual time.
@@ -88,8 +91,9 @@ pub(crate) enum Memory {
 pub(crate) struct Node {
     pub(crate) id: NodeId,
     pub(crate) clock: Arc<SimClock>,
-    epoch: u64,
+    pub(crate) epoch: u64,
     running: Option<Running>,
+    pub(crate) disk: Arc<SimDisk>,
     /// What it held when it died, and what it held some time ago.
     kept: Option<Arc<Store>>,
     earlier: Option<Arc<Store>>,
@@ -127,10 +131,26 @@ pub(crate) struct Cluster {
     view: Arc<View>,
     quorum: Quorum,
     breakage: Option<Breakage>,
+    /// Carries real gossip. Without, every node knows the ring from the first moment on, and it
+    /// never changes.
+    gossip: Option<MemoryGossip>,
+}
+
+/// Who says who is in the ring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Membership {
+    Oracle,
+    Gossip,
 }
 
 impl Cluster {
-    pub(crate) fn start(seed: u64, nodes: u8, quorum: Quorum, breakage: Option<Breakage>) -> Self {
+    pub(crate) fn start(
+        seed: u64,
+        nodes: u8,
+        quorum: Quorum,
+        breakage: Option<Breakage>,
+        membership: Membership,
+    ) -> Self {
         let params = RingParams {
             cluster: "sim".to_owned(),
             partitions: Partitions::new(PARTITIONS).unwrap(),
@@ -150,6 +170,7 @@ impl Cluster {
                     clock: Arc::new(SimClock::new(started)),
                     epoch: 0,
                     running: None,
+                    disk: Arc::default(),
                     kept: None,
                     earlier: None,
                 })
@@ -158,6 +179,7 @@ impl Cluster {
             view,
             quorum,
             breakage,
+            gossip: (membership == Membership::Gossip).then(MemoryGossip::default),
         };
         for node in 0..cluster.nodes.len() {
             cluster.start_node(node, &Memory::Nothing);
@@ -167,6 +189,10 @@ impl Cluster {
 
     pub(crate) fn start_node(&mut self, number: usize, memory: &Memory) {
         let store = Arc::new(Store::new(self.hasher));
+        if matches!(memory, Memory::Nothing) {
+            // Neither memory nor disk.
+            self.nodes[number].disk = Arc::default();
+        }
         let held = match memory {
             Memory::Nothing => None,
             Memory::Kept => self.nodes[number].kept.clone(),
@@ -182,7 +208,7 @@ impl Cluster {
             clock: Arc::clone(&node.clock) as Arc<dyn Clock>,
             rng: SeededRng::from_seed(node.epoch),
             tasks: tasks.clone(),
-            disk: Arc::new(MemoryDisk::default()),
+            disk: Arc::clone(&node.disk) as Arc<dyn Disk>,
         };
         let partitions = self.view.params().partitions;
         let hlc = Arc::new(Hlc::new(DRIFT_MAX));
@@ -229,8 +255,10 @@ impl Cluster {
     ) -> Coordinator {
         let node = &self.nodes[number];
         let transport = || Arc::clone(transport) as Arc<dyn Transport>;
-        // The ring stays as it is: its sender lives as long as the node.
-        let view = watch::Sender::new(Arc::clone(&self.view));
+        let view = watch::Sender::new(match self.gossip {
+            None => Arc::clone(&self.view),
+            Some(_) => Arc::new(View::new(self.view.params().clone(), Vec::new())),
+        });
         let coordinator = Coordinator::new(Parts {
             config: Config {
                 quorum: self.quorum,
@@ -257,12 +285,60 @@ impl Cluster {
         if self.breakage != Some(Breakage::CountAmnesiac) || node.epoch == 1 {
             env.tasks.spawn(catch_up.run());
         }
-        let stopped = env.tasks.clone();
-        env.tasks.spawn(async move {
-            stopped.stopped().await;
+        let gossip = self.gossip.clone();
+        let config = self.membership_config(number);
+        let (env, id) = (env.clone(), node.id.clone());
+        env.tasks.clone().spawn(async move {
+            if let Some(gossip) = gossip {
+                let membership = start_membership(&gossip, &config, &env).await;
+                let table = membership.clone();
+                gossip.serve_table(&id, move || table.table_bytes());
+                let mut seen = membership.view();
+                loop {
+                    view.send_replace(Arc::clone(&seen.borrow_and_update()));
+                    if seen.changed().await.is_err() {
+                        break;
+                    }
+                }
+            }
+            // The view lives as long as the node.
+            env.tasks.stopped().await;
             drop(view);
         });
         coordinator
+    }
+
+    fn membership_config(&self, number: usize) -> membership::Config {
+        membership::Config {
+            params: self.view.params().clone(),
+            id: self.nodes[number].id.clone(),
+            role: Role::Member,
+            zone: String::new(),
+            weight: 1,
+            quic: addr(number),
+            resp: String::new(),
+            http: String::new(),
+            seeds: vec![addr(0).to_string(), addr(1).to_string()],
+            gossip_interval: Duration::from_millis(300),
+        }
+    }
+
+    /// Loses everything from one node to another, or no longer. Gossip needs both directions.
+    pub(crate) fn cut(&self, from: usize, to: usize, is_cut: bool) {
+        self.network.cut(self.tag(from), self.tag(to), is_cut);
+        let (from, to) = (&self.nodes[from].id, &self.nodes[to].id);
+        match &self.gossip {
+            Some(gossip) if is_cut => gossip.cut(from, to),
+            Some(gossip) => gossip.heal(from, to),
+            None => {}
+        }
+    }
+
+    /// Whether every node that is up sees all of them.
+    pub(crate) fn is_whole(&self) -> bool {
+        let all = self.nodes.len();
+        let mut running = self.nodes.iter().filter_map(|node| node.running.as_ref());
+        running.all(|running| running.coordinator.view().members().len() == all)
     }
 
     /// Kills a node at once.
@@ -270,6 +346,9 @@ impl Cluster {
         let node = &mut self.nodes[number];
         if let Some(running) = node.running.take() {
             self.network.kill(node.id.tag());
+            if let Some(gossip) = &self.gossip {
+                gossip.silence(&node.id);
+            }
             running.tasks.stop();
             node.kept = Some(running.store);
         }
@@ -342,6 +421,29 @@ fn member(id: &NodeId) -> Member {
         http: String::new(),
         reachable: true,
     }
+}
+
+/// A node that cannot write its disk does not start; whoever watches over it tries again.
+async fn start_membership(
+    gossip: &MemoryGossip,
+    config: &membership::Config,
+    env: &Env,
+) -> RealMembership {
+    loop {
+        let end = Arc::new(gossip.join(&config.id, config.quic));
+        match RealMembership::start(config.clone(), env, end).await {
+            Ok(membership) => return membership,
+            Err(_) => tokio::time::sleep(Duration::from_secs(1)).await,
+        }
+    }
+}
+
+fn addr(number: usize) -> SocketAddr {
+    (
+        [127, 0, 0, 1],
+        7_000 + u16::try_from(number).expect("few nodes"),
+    )
+        .into()
 }
 
 /// Few, so that catching up touches each and every key's neighbours.

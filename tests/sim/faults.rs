@@ -28,10 +28,12 @@ pub(crate) enum Fault {
     Duplication,
     Reordering,
     MembershipLies,
+    DiskError,
+    DiskLosesWrite,
 }
 
 impl Fault {
-    pub(crate) const ALL: [Self; 17] = [
+    pub(crate) const ALL: [Self; 19] = [
         Self::CutOneWay,
         Self::CutBothWays,
         Self::Isolate,
@@ -49,12 +51,17 @@ impl Fault {
         Self::Duplication,
         Self::Reordering,
         Self::MembershipLies,
+        Self::DiskError,
+        Self::DiskLosesWrite,
     ];
 
     pub(crate) const fn loses_memory(self) -> bool {
         matches!(
             self,
-            Self::CrashWithData | Self::CrashWithoutData | Self::CrashWithOldData
+            Self::CrashWithData
+                | Self::CrashWithoutData
+                | Self::CrashWithOldData
+                | Self::DiskLosesWrite
         )
     }
 }
@@ -73,6 +80,7 @@ enum Undo {
     Clock(usize),
     Slow(usize),
     Weather,
+    Disk(usize),
 }
 
 /// The faults of one run.
@@ -137,6 +145,11 @@ impl Faults {
             Self::undo(cure.undo, cluster);
         }
         cluster.network.heal();
+        for one in 0..cluster.nodes.len() {
+            for other in 0..one {
+                cluster.cut(one, other, false);
+            }
+        }
         for node in 0..cluster.nodes.len() {
             cluster.nodes[node].clock.set_offset(0);
         }
@@ -176,14 +189,12 @@ impl Faults {
         let mut cure = |undo| self.cures.push(Cure { after_ms, undo });
         match fault {
             Fault::CutOneWay => {
-                cluster
-                    .network
-                    .cut(cluster.tag(one), cluster.tag(other), true);
+                cluster.cut(one, other, true);
                 cure(Undo::Link(one, other));
             }
             Fault::CutBothWays => {
                 for (a, b) in [(one, other), (other, one)] {
-                    cluster.network.cut(cluster.tag(a), cluster.tag(b), true);
+                    cluster.cut(a, b, true);
                     cure(Undo::Link(a, b));
                 }
             }
@@ -193,7 +204,7 @@ impl Faults {
                 for a in 0..cluster.nodes.len() {
                     for b in 0..cluster.nodes.len() {
                         if side(a) != side(b) {
-                            cluster.network.cut(cluster.tag(a), cluster.tag(b), true);
+                            cluster.cut(a, b, true);
                             cure(Undo::Link(a, b));
                         }
                     }
@@ -209,6 +220,15 @@ impl Faults {
                         _ => Memory::Earlier,
                     },
                 ));
+            }
+            Fault::DiskError => {
+                cluster.nodes[one].disk.set_failing(true);
+                cure(Undo::Disk(one));
+            }
+            Fault::DiskLosesWrite => {
+                cluster.kill(one);
+                cluster.nodes[one].disk.lose_last_write();
+                cure(Undo::Start(one, Memory::Kept));
             }
             Fault::Pause => {
                 cluster.network.set_paused(cluster.tag(one), true);
@@ -260,7 +280,7 @@ impl Faults {
 
     fn undo(undo: Undo, cluster: &mut Cluster) {
         match undo {
-            Undo::Link(a, b) => cluster.network.cut(cluster.tag(a), cluster.tag(b), false),
+            Undo::Link(a, b) => cluster.cut(a, b, false),
             Undo::Believe(a, b) => {
                 cluster
                     .network
@@ -270,6 +290,7 @@ impl Faults {
             Undo::Resume(node) => cluster.network.set_paused(cluster.tag(node), false),
             Undo::Clock(node) => cluster.nodes[node].clock.set_offset(0),
             Undo::Slow(node) => cluster.network.set_slow(cluster.tag(node), Duration::ZERO),
+            Undo::Disk(node) => cluster.nodes[node].disk.set_failing(false),
             Undo::Weather => cluster.network.lock().weather = Weather::default(),
         }
     }

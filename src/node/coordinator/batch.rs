@@ -10,17 +10,17 @@ use tokio::time::{Instant, timeout_at};
 
 use super::item::{Item, Op, Payload, Start};
 use super::outbox::{Expected, Outbox, Parcel, What};
+use super::reply::Reply;
 use super::{Inner, Outcome, Request};
 use crate::model::{
-    Body, Expiry, HlcTime, Millis, NodeTag, PartitionId, Prior, Record, RecordRef, Stamp, Summary,
-    Version,
+    Expiry, HlcTime, Millis, NodeTag, PartitionId, Prior, RecordRef, Stamp, Summary, Version,
 };
 use crate::net::{CallError, Lane, ReplySink, Response};
 use crate::node::replica::Written;
 use crate::protocol::{ReadAction, ReadOp, Told, WriteAction, WriteOp, WriteSample};
 use crate::ring::View;
 use crate::store::ExpiryChange;
-use crate::wire::{Answer, FrameError, Operation, Refusal};
+use crate::wire::{FrameError, Operation, Refusal};
 
 /// A batch under way. It lives on after the answer, for late replies and the repairs they cause,
 /// held by the calls that wait for them.
@@ -43,14 +43,6 @@ struct Sample {
     item: usize,
     sent: Instant,
     arrivals: WriteSample,
-}
-
-/// An answer, freed from the frame it came in.
-enum Reply {
-    Told(Told),
-    Written(Written),
-    Expiry { change: ExpiryChange, is_sure: bool },
-    Failed(Option<Refusal>),
 }
 
 impl Batch {
@@ -745,7 +737,7 @@ impl ReplySink for CallSink {
             }
             for expected in expected {
                 // After one malformed answer there is no telling where the next begins.
-                let reply = match response.as_mut().map(read_answer) {
+                let reply = match response.as_mut().map(Reply::read) {
                     Some(Ok(reply)) => reply,
                     Some(Err(error)) => {
                         (response, malformed) = (None, Err(error));
@@ -758,48 +750,6 @@ impl ReplySink for CallSink {
         });
         malformed
     }
-}
-
-fn read_answer(response: &mut Response<'_>) -> Result<Reply, FrameError> {
-    let is_sure = response.is_sure;
-    Ok(match response.answers.read()? {
-        Answer::Record(record) => {
-            let record = record.map(RecordRef::from);
-            let whole = record.map(|record| Record {
-                version: record.version,
-                expiry: record.expiry,
-                // Kept by a slice of the frame, not by a copy.
-                body: record.value.map_or(Body::Tombstone, |value| {
-                    Body::Value(response.frame.slice_ref(value))
-                }),
-            });
-            Reply::Told(Told {
-                held: record.map(Summary::of),
-                record: whole,
-                is_sure,
-            })
-        }
-        Answer::Summary(held) => Reply::Told(Told {
-            held,
-            record: None,
-            is_sure,
-        }),
-        Answer::Applied(prior) => Reply::Written(Written::Applied(prior)),
-        Answer::Superseded(by) => Reply::Written(Written::Superseded(by)),
-        Answer::Expiry(now_held, expired_at_before) => Reply::Expiry {
-            change: ExpiryChange::Done {
-                now_held,
-                expired_at_before,
-            },
-            is_sure,
-        },
-        Answer::ExpirySuperseded(by) => Reply::Expiry {
-            change: ExpiryChange::Superseded { by },
-            is_sure,
-        },
-        Answer::Refused(refusal) => Reply::Failed(Some(refusal)),
-        Answer::Members(_) | Answer::Page(..) => Reply::Failed(None),
-    })
 }
 
 /// Whether the batch has another write of the same key after this one.

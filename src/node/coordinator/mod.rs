@@ -10,6 +10,7 @@ mod hedging;
 mod item;
 mod local;
 mod outbox;
+mod reply;
 
 use std::collections::BTreeMap;
 use std::fmt;
