@@ -8,10 +8,10 @@
 //!     store     records by partition and key, TTL, counters; `now` passed in       pure
 //!     wire      peer messages, size limits, protocol version                       pure
 //!     resp      RESP2/3 parse and encode, Command, Reply                           pure
-//! F2  protocol  one small state machine an operation: ReadOp, WriteOp              pure
+//! F2  protocol  one small state machine an operation; how fresh reads are          pure
 //! F3  env       the only doors to time, chance, threads and files
 //! F4  net       QUIC endpoint, identity, lanes, trait Transport, gossip messages
-//! F5  node      coordinator, replica, membership, sweeper
+//! F5  node      coordinator, replica, membership, catch_up, staleness, sweeper
 //! F6  front     the doors: RESP, peers, HTTP, admin socket
 //! F7  config    one file of settings, with defaults, checks and messages
 //! F8  cli       subcommands

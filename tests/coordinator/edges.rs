@@ -222,3 +222,22 @@ async fn reads_through_any_node_heal_one_that_lost_its_memory() {
         }
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_local_quorum_needs_its_own_zone_only() {
+    let quorum = Quorum::majority(5).unwrap();
+    let ring = Ring::in_zones(&["a", "a", "a", "b", "b"], quorum, Duration::from_millis(1));
+    let local = Level::LocalQuorum;
+    assert_eq!(ring.run_at(local, 0, set("old")).await, Outcome::Written);
+    settle().await;
+    assert_eq!(ring.held(4), ring.held(0), "other zones hear of it too");
+    // Without the other zone and one node of its own, two of its three are left.
+    [2, 3, 4].into_iter().for_each(|node| ring.isolate(node));
+    assert_eq!(ring.run_at(local, 0, set("new")).await, Outcome::Written);
+    assert_eq!(get(&ring, local, 1).await, value("new"));
+    let outcome = ring.run_at(Level::Quorum, 0, Action::Get).await;
+    assert!(matches!(outcome, Outcome::Failed(RequestError::Read(_))));
+    ring.isolate(1);
+    let outcome = ring.run_at(local, 0, Action::Get).await;
+    assert!(matches!(outcome, Outcome::Failed(RequestError::Read(quorum)) if quorum.need == 2));
+}

@@ -67,22 +67,32 @@ impl Ring {
     }
 
     fn with_delay(count: u8, r: u8, w: u8, delay: Duration) -> Self {
+        let zones = vec![""; usize::from(count)];
+        Self::in_zones(&zones, Quorum::new(count, r, w).unwrap(), delay)
+    }
+
+    /// A node in each of these zones.
+    fn in_zones(zones: &[&str], quorum: Quorum, delay: Duration) -> Self {
         let tasks = Tasks::new();
         let network = MemoryNetwork::new(tasks.clone(), delay);
         let params = RingParams {
             cluster: "test".to_owned(),
             partitions: Partitions::new(64).unwrap(),
-            n: count,
+            n: quorum.n(),
         };
-        let ids = (0..count).map(|i| format!("n{i}").parse().unwrap());
+        let ids = (0..zones.len()).map(|i| format!("n{i}").parse().unwrap());
         let ids: Vec<NodeId> = ids.collect();
+        let members = ids.iter().zip(zones).map(|(id, zone)| Member {
+            zone: (*zone).to_owned(),
+            ..member(id)
+        });
         let mut ring = Self {
             nodes: Vec::new(),
             network,
             hasher: KeyHasher::new("test"),
             partitions: params.partitions,
-            view: Arc::new(View::new(params, ids.iter().map(member).collect())),
-            quorum: Quorum::new(count, r, w).unwrap(),
+            view: Arc::new(View::new(params, members.collect())),
+            quorum,
             tasks,
         };
         for id in &ids {

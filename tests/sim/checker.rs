@@ -213,6 +213,34 @@ pub(crate) fn check_regular(operations: &[Operation]) -> Result<(), Violation> {
     Ok(())
 }
 
+/// How many reads there are, and how many of them returned what had provably been replaced before
+/// they began: at level `one` that is no violation, but it is to be known.
+pub(crate) fn stale_reads(operations: &[Operation]) -> (u64, u64) {
+    let writes = writes(operations);
+    let acknowledged = |(&value, &(call, end)): (&u64, &(u64, u64))| {
+        (end != NEVER && value != ABSENT).then_some((end, call))
+    };
+    let mut ended: Vec<(u64, u64)> = writes.iter().filter_map(acknowledged).collect();
+    ended.sort_unstable();
+    // The latest call among the writes that had ended by then.
+    let mut latest = 0;
+    for (_, call) in &mut ended {
+        latest = latest.max(*call);
+        *call = latest;
+    }
+    let (mut reads, mut stale) = (0, 0);
+    for operation in operations {
+        let Kind::Read(value) = operation.kind else {
+            continue;
+        };
+        reads += 1;
+        let before = ended.partition_point(|(end, _)| *end < operation.call);
+        let newest = before.checked_sub(1).map_or(0, |index| ended[index].1);
+        stale += u64::from(writes.get(&value).is_some_and(|(_, end)| *end < newest));
+    }
+    (reads, stale)
+}
+
 /// Each value's write: its call and its end.
 fn writes(operations: &[Operation]) -> BTreeMap<u64, (u64, u64)> {
     let mut writes = BTreeMap::from([(ABSENT, (0, 0))]);
@@ -280,6 +308,7 @@ mod tests {
         ];
         assert!(check_linearizable(&stale).is_err());
         assert!(check_regular(&stale).is_err());
+        assert_eq!(stale_reads(&stale), (1, 1));
         let lost = [op(1, 10, 20, Write(1)), op(2, 30, 40, Read(ABSENT))];
         assert!(check_linearizable(&lost).is_err());
         assert!(check_regular(&lost).is_err());

@@ -83,6 +83,8 @@ fn every_seed_keeps_what_its_level_promises() {
         sum(|report| report.messages),
         all as f64 / (hours * 6.0),
     );
+    let (reads, stale) = (sum(|report| report.stale.0), sum(|report| report.stale.1));
+    println!("level one: {stale} of {reads} reads were stale");
     for fault in Fault::ALL {
         assert!(faults.contains_key(&fault), "{fault:?} never happened");
     }
