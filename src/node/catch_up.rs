@@ -26,9 +26,9 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
-use super::replica::Replica;
+use super::replica::{Replica, Written};
 use crate::env::Env;
-use crate::model::{HashedKey, KeyHasher, NodeTag, PartitionId, RecordRef};
+use crate::model::{HashedKey, HlcTime, KeyHasher, NodeTag, PartitionId, RecordRef};
 use crate::net::{CallError, Lane, Operations, ReplySink, Response, Transport};
 use crate::ring::View;
 use crate::wire::{Answer, FrameError, FrameReader, Operation, WireRecord};
@@ -175,9 +175,11 @@ impl CatchUp {
             for (home, partitions, told) in calls {
                 // At the call's deadline at the latest.
                 if let Ok(Ok(pages)) = told.await {
-                    has_moved = true;
+                    let now = self.env.clock.monotonic();
+                    self.replica.note_peer_clock(home, pages.clock, now);
                     for (partition, page) in partitions.into_iter().zip(pages.pages) {
-                        self.take(progress, home, partition, page, pages.is_sure);
+                        let told = (pages.is_sure, pages.clock);
+                        has_moved |= self.take(progress, home, partition, page, told);
                     }
                 }
             }
@@ -210,20 +212,26 @@ impl CatchUp {
         Ok(told)
     }
 
+    /// Takes one page of one home; whether that was of use.
     fn take(
         &self,
         progress: &mut Progress,
         home: NodeTag,
         partition: PartitionId,
         page: Page,
-        is_sure: bool,
-    ) {
+        (is_sure, clock): (bool, HlcTime),
+    ) -> bool {
         let Some(copying) = progress.homes.get_mut(&partition) else {
-            return;
+            return false;
         };
-        if let Err(error) = self.store(partition, &page) {
-            warn!(%error, "a page of records is malformed");
-            return;
+        match self.store(partition, &page, clock) {
+            Ok(true) => {}
+            // What it holds in the place of something this node might take is not known.
+            Ok(false) => return false,
+            Err(error) => {
+                warn!(%error, "a page of records is malformed");
+                return false;
+            }
         }
         let (after, was_sure) = copying.at.entry(home).or_insert((None, true));
         *was_sure &= is_sure;
@@ -236,10 +244,19 @@ impl CatchUp {
                 copying.sure.insert(home);
             }
         }
+        true
     }
 
-    fn store(&self, partition: PartitionId, page: &Page) -> Result<(), FrameError> {
+    /// Takes the records of a page; whether all of them are held now, or something newer that the
+    /// sender, whose clock read `clock`, could believe.
+    fn store(
+        &self,
+        partition: PartitionId,
+        page: &Page,
+        clock: HlcTime,
+    ) -> Result<bool, FrameError> {
         let wall = self.env.clock.wall();
+        let mut has_all = true;
         let mut records = FrameReader::new(&page.records);
         for _ in 0..page.count {
             let (key, record): (&ByteSlice, WireRecord<'_>) = records.read()?;
@@ -248,12 +265,20 @@ impl CatchUp {
                 hash: self.hasher.hash(key),
                 partition,
             };
-            // Newer wins, as for every write. What no replica would take is left out.
-            if let Err(refusal) = self.replica.write(key, RecordRef::from(record), wall) {
-                debug!(%refusal, "left a record out");
+            // Newer wins, as for every write.
+            match self.replica.write(key, RecordRef::from(record), wall) {
+                Ok(Written::Applied(_)) => {}
+                Ok(Written::Superseded(by)) => {
+                    let held = by.stamp.unwrap_or_default().newest();
+                    has_all &= self.replica.is_believable(held, clock);
+                }
+                Err(refusal) => {
+                    debug!(%refusal, "left a record out");
+                    has_all = false;
+                }
             }
         }
-        Ok(())
+        Ok(has_all)
     }
 }
 
@@ -269,6 +294,7 @@ struct Page {
 struct Pages {
     pages: Vec<Page>,
     is_sure: bool,
+    clock: HlcTime,
 }
 
 struct PagesSink(oneshot::Sender<Result<Pages, CallError>>);
@@ -302,6 +328,7 @@ fn read_pages(mut response: Response<'_>) -> Result<Pages, FrameError> {
     Ok(Pages {
         pages,
         is_sure: response.is_sure,
+        clock: response.clock,
     })
 }
 

@@ -3,6 +3,7 @@
 pub mod catch_up;
 pub mod coordinator;
 pub mod membership;
+mod peer_clocks;
 pub mod replica;
 pub mod staleness;
 pub mod status;

@@ -3,11 +3,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use tokio::time::Instant;
 use tracing::{debug, warn};
 
+use super::peer_clocks::PeerClocks;
 use crate::model::{
-    ClockDrift, Expiry, HashedKey, Hlc, HlcTime, Millis, PartitionId, Prior, RecordRef, Stamp,
-    Summary,
+    ClockDrift, Expiry, HashedKey, Hlc, HlcTime, Millis, NodeTag, PartitionId, Prior, RecordRef,
+    Stamp, Summary, Version,
 };
 use crate::ring::Partitions;
 use crate::store::{Applied, ExpiryChange, Store};
@@ -20,6 +22,7 @@ pub struct Replica {
     clock: Arc<Hlc>,
     value_bytes_max: usize,
     standing: Standing,
+    peer_clocks: PeerClocks,
     drift_refusals: AtomicU64,
 }
 
@@ -65,7 +68,7 @@ pub enum Written {
 impl Replica {
     /// A replica that keeps its records in `store`.
     #[must_use]
-    pub const fn new(
+    pub fn new(
         store: Arc<Store>,
         clock: Arc<Hlc>,
         value_bytes_max: usize,
@@ -76,6 +79,7 @@ impl Replica {
             clock,
             value_bytes_max,
             standing,
+            peer_clocks: PeerClocks::default(),
             drift_refusals: AtomicU64::new(0),
         }
     }
@@ -129,6 +133,26 @@ impl Replica {
             // Counted and told where it tries to write.
             debug!(%drift, "did not follow another node's clock");
         }
+    }
+
+    /// Notes what a peer's clock read when it answered.
+    pub fn note_peer_clock(&self, peer: NodeTag, clock: HlcTime, now: Instant) {
+        self.peer_clocks.note(peer, clock, now);
+    }
+
+    /// Whether this copy may take what this very node has stamped: only if some other node would
+    /// take it too, as far as their clocks are known. Elsewhere it would be refused, and here it
+    /// would replace what was acknowledged.
+    #[must_use]
+    pub fn may_keep(&self, version: Version, now: Instant) -> bool {
+        let furthest = self.peer_clocks.furthest(now);
+        furthest.is_none_or(|furthest| self.clock.check(version.hlc, furthest).is_ok())
+    }
+
+    /// Whether a node whose clock reads `clock` could believe this version.
+    #[must_use]
+    pub fn is_believable(&self, version: Version, clock: HlcTime) -> bool {
+        self.clock.check(version.hlc, clock.millis()).is_ok()
     }
 
     /// Takes a record if it is newer and its clock is sane.

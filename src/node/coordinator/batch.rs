@@ -274,10 +274,12 @@ impl Batch {
             outbox.push(home, true, &write, expected);
             return;
         }
-        let written = self
-            .shared
-            .replica
-            .write(items[item].hashed(), record, self.now());
+        let written = if self.may_keep(version) {
+            let key = items[item].hashed();
+            self.shared.replica.write(key, record, self.now())
+        } else {
+            Err(Refusal::ClockDrift)
+        };
         let reply = match written {
             Ok(written) => Reply::Written(written),
             Err(refusal) => Reply::Failed(Some(refusal)),
@@ -304,7 +306,13 @@ impl Batch {
             return;
         }
         let key = state.items[item].hashed();
-        let reply = match self.shared.replica.change_expiry(key, expiry, self.now()) {
+        let changed = if self.may_keep(expiry.version) {
+            let replica = &self.shared.replica;
+            replica.change_expiry(key, expiry, self.now())
+        } else {
+            Err(Refusal::ClockDrift)
+        };
+        let reply = match changed {
             Ok(change) => Reply::Expiry {
                 change,
                 is_sure: self.shared.replica.is_sure(key.partition),
@@ -647,6 +655,12 @@ impl Batch {
         }
     }
 
+    /// Whether this node's own copy may take what this node has stamped.
+    fn may_keep(&self, version: Version) -> bool {
+        let now = self.shared.env.clock.monotonic();
+        self.shared.replica.may_keep(version, now)
+    }
+
     fn is_sane(&self, held: Prior) -> bool {
         let newest = held.stamp.unwrap_or_default().newest();
         self.shared.clock.check(newest.hlc, self.now()).is_ok()
@@ -733,7 +747,9 @@ impl ReplySink for CallSink {
         batch.with_state(deadline, |batch, state| {
             let mut response = reply.ok();
             if let Some(response) = &response {
-                batch.shared.replica.note_clock(response.clock, batch.now());
+                let replica = &batch.shared.replica;
+                replica.note_peer_clock(to, response.clock, now);
+                replica.note_clock(response.clock, batch.now());
             }
             for expected in expected {
                 // After one malformed answer there is no telling where the next begins.
