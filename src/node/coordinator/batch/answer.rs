@@ -1,0 +1,125 @@
+//! Answers of replicas, handed to the state machines they are for.
+
+use super::{Batch, Expected, Op, Reply, State, What, has_later_write};
+use crate::node::replica::Written;
+use crate::protocol::Told;
+use crate::store::ExpiryChange;
+use crate::wire::Refusal;
+
+impl Batch {
+    /// One answer of one replica to one operation.
+    pub(super) fn on_reply(&self, state: &mut State, expected: Expected, reply: Reply) {
+        match &state.items[expected.item].operation {
+            Op::Read(_) | Op::Learn { .. } => self.on_read_reply(state, expected, reply),
+            Op::Write { .. } => self.on_write_reply(state, expected, reply),
+            Op::Expire(_) => self.on_expire_reply(state, expected, reply),
+        }
+    }
+
+    pub(super) fn on_read_reply(&self, state: &mut State, expected: Expected, reply: Reply) {
+        let Expected {
+            item,
+            replica,
+            what,
+        } = expected;
+        let Some(op) = state.items[item].read_mut() else {
+            return;
+        };
+        let mut actions = Vec::new();
+        match (what, reply) {
+            (What::Held, Reply::Told(told)) => match self.observe(told.held) {
+                Ok(()) => op.on_told(replica, told, &mut actions),
+                // What no other replica would take is no answer either.
+                Err(refusal) => op.on_failed(replica, Some(refusal), &mut actions),
+            },
+            (What::Repaired, Reply::Written(_)) => op.on_repaired(replica, &mut actions),
+            (_, Reply::Failed(refusal)) => op.on_failed(replica, refusal, &mut actions),
+            // An answer to another question than the one asked: as good as none.
+            _ => op.on_failed(replica, None, &mut actions),
+        }
+        self.perform_read(state, item, actions);
+    }
+
+    pub(super) fn on_expire_reply(&self, state: &mut State, expected: Expected, reply: Reply) {
+        let Expected {
+            item,
+            replica,
+            what,
+        } = expected;
+        let Op::Expire(op) = &mut state.items[item].operation else {
+            return;
+        };
+        let What::Expiry(version) = what else {
+            return self.on_read_reply(state, expected, reply);
+        };
+        if op.expiry.version != version {
+            // To a question that has been asked anew since.
+            return;
+        }
+        match reply {
+            Reply::Expiry {
+                change:
+                    ExpiryChange::Done {
+                        now_held,
+                        expired_at_before,
+                    },
+                is_sure,
+            } => {
+                op.note_before(now_held, expired_at_before);
+                let mut actions = Vec::new();
+                let told = Told {
+                    held: now_held,
+                    record: None,
+                    is_sure,
+                };
+                op.read.on_told(replica, told, &mut actions);
+                self.perform_read(state, item, actions);
+            }
+            Reply::Expiry {
+                change: ExpiryChange::Superseded { by },
+                ..
+            } => self.restamp_expiry(state, expected, by),
+            other => self.on_read_reply(state, expected, other),
+        }
+    }
+
+    pub(super) fn on_write_reply(&self, state: &mut State, expected: Expected, reply: Reply) {
+        let Expected {
+            item,
+            replica,
+            what,
+        } = expected;
+        let is_superseded = matches!(&reply, Reply::Written(Written::Superseded(_)));
+        let is_overtaken = is_superseded && has_later_write(&state.items, item);
+        let Op::Write { op, .. } = &mut state.items[item].operation else {
+            return;
+        };
+        let What::Written(version) = what else { return };
+        if let Some(sample) = &mut state.sample
+            && sample.item == item
+            && matches!(reply, Reply::Written(_))
+        {
+            sample.on_arrival(replica, self.shared.env.clock.monotonic());
+        }
+        let mut actions = Vec::new();
+        match reply {
+            Reply::Written(Written::Applied(prior)) => {
+                op.on_applied(replica, version, prior, &mut actions);
+            }
+            // What nobody else would take does not stand in for this write either.
+            Reply::Written(Written::Superseded(by)) if !self.is_sane(by) => {
+                op.on_failed(replica, version, Some(Refusal::ClockDrift), &mut actions);
+            }
+            Reply::Written(Written::Superseded(by)) if is_overtaken => {
+                op.on_overtaken(replica, version, by, &mut actions);
+            }
+            Reply::Written(Written::Superseded(by)) => {
+                op.on_superseded(replica, version, by, &mut actions);
+            }
+            Reply::Failed(refusal) => op.on_failed(replica, version, refusal, &mut actions),
+            // An answer to another question than the one asked: as good as none.
+            _ => op.on_failed(replica, version, None, &mut actions),
+        }
+        self.perform_write(state, item, actions);
+    }
+}

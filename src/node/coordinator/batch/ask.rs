@@ -1,0 +1,192 @@
+//! Questions to replicas: to peers through the outbox, to this node's own copy at once.
+
+use serde_bytes::Bytes as ByteSlice;
+
+use super::{Batch, Expected, Op, Reply, State, What, count};
+use crate::model::{Expiry, NodeTag, RecordRef, Summary};
+use crate::protocol::{ReadOp, Told};
+use crate::wire::{Operation, Refusal};
+
+impl Batch {
+    pub(super) fn start(&self, state: &mut State, number: usize) {
+        let homes = self.homes(state.items[number].partition);
+        // The local copy first: if it is newer than this write, that is found out before a byte
+        // is sent.
+        if let Some(local) = homes.iter().position(|&home| self.is_self(home)) {
+            self.ask_first(state, number, local, self.shared.self_tag);
+        }
+        for (replica, &home) in homes.iter().enumerate() {
+            if !self.is_self(home) {
+                self.ask_first(state, number, replica, home);
+            }
+        }
+        if homes.is_empty() {
+            // No member holds data yet. The deadline answers, with how many replied: none.
+            self.on_deadline(state, number);
+        }
+    }
+
+    /// Sends the first question of an operation to one replica.
+    pub(super) fn ask_first(&self, state: &mut State, item: usize, replica: usize, home: NodeTag) {
+        match &state.items[item].operation {
+            Op::Read(op) | Op::Learn { op, .. } => {
+                if op.is_asked(replica) {
+                    let whole = op.is_asked_for_record(replica);
+                    self.ask_held(state, item, replica, home, whole);
+                }
+            }
+            Op::Write { .. } => self.ask_write(state, item, replica, home),
+            Op::Expire(op) => {
+                let expiry = op.expiry;
+                self.ask_expiry(state, item, replica, home, expiry);
+            }
+        }
+    }
+
+    pub(super) fn ask_held(
+        &self,
+        state: &mut State,
+        item: usize,
+        replica: usize,
+        home: NodeTag,
+        whole: bool,
+    ) {
+        let expected = Expected {
+            item,
+            replica,
+            what: What::Held,
+        };
+        let State { items, outbox, .. } = state;
+        let key = &items[item].key;
+        if home != self.shared.self_tag {
+            let key = ByteSlice::new(key);
+            let ask = if whole {
+                Operation::Read(key)
+            } else {
+                Operation::Summary(key)
+            };
+            outbox.push(home, true, &ask, expected);
+            return;
+        }
+        let key = items[item].hashed();
+        let is_sure = self.shared.replica.is_sure(key.partition);
+        let reply = self.shared.replica.read(key, |record| {
+            let record = record.as_ref();
+            Reply::Told(Told {
+                held: record.map(|&record| Summary::of(record)),
+                record: record.filter(|_| whole).map(RecordRef::to_record),
+                is_sure,
+            })
+        });
+        self.on_reply(state, expected, reply);
+    }
+
+    pub(super) fn ask_write(&self, state: &mut State, item: usize, replica: usize, home: NodeTag) {
+        let State { items, outbox, .. } = state;
+        let Op::Write { op, payload } = &items[item].operation else {
+            return;
+        };
+        let version = op.version();
+        let expected = Expected {
+            item,
+            replica,
+            what: What::Written(version),
+        };
+        let expiry = Expiry {
+            version,
+            at: payload.expires_at,
+        };
+        let record = RecordRef {
+            version,
+            expiry,
+            value: payload.value.as_deref(),
+        };
+        if home != self.shared.self_tag {
+            let write = Operation::Write(ByteSlice::new(&items[item].key), record.into());
+            outbox.push(home, true, &write, expected);
+            return;
+        }
+        let written = if self.may_keep(version) {
+            let key = items[item].hashed();
+            self.shared.replica.write(key, record, self.now())
+        } else {
+            Err(Refusal::ClockDrift)
+        };
+        let reply = match written {
+            Ok(written) => Reply::Written(written),
+            Err(refusal) => Reply::Failed(Some(refusal)),
+        };
+        self.on_reply(state, expected, reply);
+    }
+
+    pub(super) fn ask_expiry(
+        &self,
+        state: &mut State,
+        item: usize,
+        replica: usize,
+        home: NodeTag,
+        expiry: Expiry,
+    ) {
+        let expected = Expected {
+            item,
+            replica,
+            what: What::Expiry(expiry.version),
+        };
+        if home != self.shared.self_tag {
+            let change = Operation::Expire(ByteSlice::new(&state.items[item].key), expiry.into());
+            state.outbox.push(home, true, &change, expected);
+            return;
+        }
+        let key = state.items[item].hashed();
+        let changed = if self.may_keep(expiry.version) {
+            let replica = &self.shared.replica;
+            replica.change_expiry(key, expiry, self.now())
+        } else {
+            Err(Refusal::ClockDrift)
+        };
+        let reply = match changed {
+            Ok(change) => Reply::Expiry {
+                change,
+                is_sure: self.shared.replica.is_sure(key.partition),
+            },
+            Err(refusal) => Reply::Failed(Some(refusal)),
+        };
+        self.on_reply(state, expected, reply);
+    }
+
+    pub(super) fn repair(&self, state: &mut State, item: usize, replica: usize) {
+        let home = self.homes(state.items[item].partition)[replica];
+        let State {
+            items,
+            outbox,
+            unanswered,
+            ..
+        } = state;
+        let Some(record) = items[item].read().and_then(ReadOp::record) else {
+            return;
+        };
+        count(&self.shared.stats.read_repairs, 1);
+        let expected = Expected {
+            item,
+            replica,
+            what: What::Repaired,
+        };
+        if home != self.shared.self_tag {
+            let write = Operation::Write(
+                ByteSlice::new(&items[item].key),
+                RecordRef::from(record).into(),
+            );
+            outbox.push(home, *unanswered > 0, &write, expected);
+            return;
+        }
+        let written = self
+            .shared
+            .replica
+            .write(items[item].hashed(), record.into(), self.now());
+        let reply = match written {
+            Ok(written) => Reply::Written(written),
+            Err(refusal) => Reply::Failed(Some(refusal)),
+        };
+        self.on_reply(state, expected, reply);
+    }
+}

@@ -1,0 +1,372 @@
+//! Requests that travel together: their state machines, and the hands that carry actions out.
+
+mod answer;
+mod ask;
+mod perform;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout_at};
+
+use super::item::{Item, Op, Payload, Start};
+use super::outbox::{Expected, Outbox, Parcel, What};
+use super::reply::Reply;
+use super::{Inner, Outcome, Request};
+use crate::model::{HlcTime, Millis, NodeTag, PartitionId, Prior, Summary, Version};
+use crate::net::{CallError, Lane, ReplySink, Response};
+use crate::protocol::WriteSample;
+use crate::ring::View;
+use crate::wire::{FrameError, Refusal};
+
+/// A batch under way. It lives on after the answer, for late replies and the repairs they cause,
+/// held by the calls that wait for them.
+pub(super) struct Batch {
+    shared: Arc<Inner>,
+    view: Arc<View>,
+    state: Mutex<State>,
+    answered: Notify,
+}
+
+struct State {
+    items: Vec<Item>,
+    unanswered: usize,
+    outbox: Outbox,
+    sample: Option<Sample>,
+}
+
+/// One write of the batch, of which it is noted when each home acknowledged it.
+struct Sample {
+    item: usize,
+    sent: Instant,
+    arrivals: WriteSample,
+}
+
+impl Batch {
+    /// Runs requests that may travel together to their outcomes.
+    pub(super) async fn run(shared: &Arc<Inner>, requests: Vec<Request>) -> Vec<Outcome> {
+        let view = Arc::clone(&shared.view.borrow());
+        let unanswered = requests.len();
+        shared.hedging.earn(unanswered);
+        let wall = shared.env.clock.wall();
+        let start = Start {
+            shared,
+            view: &view,
+            wall,
+            now: shared.clock.read(wall).millis(),
+        };
+        let items: Vec<Item> = requests
+            .into_iter()
+            .map(|request| Item::new(&start, request))
+            .collect();
+        let state = State {
+            sample: Sample::of(shared, &items),
+            items,
+            unanswered,
+            outbox: Outbox::default(),
+        };
+        let batch = Arc::new(Self {
+            shared: Arc::clone(shared),
+            view,
+            state: Mutex::new(state),
+            answered: Notify::new(),
+        });
+        let deadline = shared.env.clock.monotonic() + shared.config.timeout;
+        batch.with_state(deadline, |batch, state| {
+            (0..state.items.len()).for_each(|item| batch.start(state, item));
+        });
+        batch.wait(deadline).await;
+        // Later than what any replica had passed when it answered.
+        let now = batch.clock().millis();
+        let state = batch.lock();
+        state.items.iter().map(|item| item.outcome(now)).collect()
+    }
+
+    async fn wait(self: &Arc<Self>, deadline: Instant) {
+        if self.lock().unanswered == 0 {
+            return;
+        }
+        let slow = self.shared.env.clock.monotonic() + self.slow_after();
+        if timeout_at(slow.min(deadline), self.answered.notified())
+            .await
+            .is_ok()
+        {
+            return;
+        }
+        self.with_state(deadline, |batch, state| {
+            (0..state.items.len()).for_each(|item| batch.on_slow(state, item));
+        });
+        if timeout_at(deadline, self.answered.notified())
+            .await
+            .is_err()
+        {
+            self.with_state(deadline, |batch, state| {
+                (0..state.items.len()).for_each(|item| batch.on_deadline(state, item));
+            });
+        }
+    }
+
+    /// After how long those who were asked for a record count as slow.
+    fn slow_after(&self) -> Duration {
+        let state = self.lock();
+        let asked = state.items.iter().flat_map(|item| {
+            let homes = self.homes(item.partition).iter().enumerate();
+            let read = match &item.operation {
+                Op::Read(op) => Some(op),
+                _ => None,
+            };
+            homes.filter_map(move |(replica, &home)| {
+                read.is_some_and(|op| op.is_asked_for_record(replica))
+                    .then_some(home)
+            })
+        });
+        self.shared.hedging.slow_after(asked)
+    }
+
+    /// Changes the state, then sends what came of it, then wakes the client if all is answered.
+    fn with_state(self: &Arc<Self>, deadline: Instant, change: impl FnOnce(&Self, &mut State)) {
+        let mut state = self.lock();
+        let was_answered = state.unanswered == 0;
+        change(self, &mut state);
+        // Failures to send are replies too, and may cause further messages; each replica of each
+        // item fails once, so this ends.
+        loop {
+            let parcels = state.outbox.take();
+            if parcels.is_empty() {
+                break;
+            }
+            for parcel in parcels {
+                self.send(&mut state, parcel, deadline);
+            }
+        }
+        let is_answered = state.unanswered == 0;
+        drop(state);
+        if is_answered && !was_answered {
+            self.answered.notify_one();
+        }
+    }
+
+    fn send(self: &Arc<Self>, state: &mut State, parcel: Parcel, deadline: Instant) {
+        let lane = parcel.lane();
+        let Parcel {
+            to,
+            mut operations,
+            expected,
+            ..
+        } = parcel;
+        operations.set_clock(self.clock());
+        // What happens after the answer has a time of its own.
+        let deadline = match state.unanswered {
+            0 => self.shared.env.clock.monotonic() + self.shared.config.timeout,
+            _ => deadline,
+        };
+        let transport = &self.shared.transport;
+        let sink = CallSink {
+            batch: Arc::clone(self),
+            to,
+            sent: self.shared.env.clock.monotonic(),
+            is_timed: lane == Lane::Foreground,
+            expected,
+        };
+        // The sink is given away with the call: keep what is needed if the call is refused.
+        let refused = sink.expected.clone();
+        if transport
+            .call(to, lane, &operations, deadline, Box::new(sink))
+            .is_err()
+        {
+            for expected in refused {
+                self.on_reply(state, expected, Reply::Failed(None));
+            }
+        }
+    }
+
+    fn on_slow(&self, state: &mut State, item: usize) {
+        let mut actions = Vec::new();
+        if let Op::Read(op) = &mut state.items[item].operation
+            && op.outcome().is_none()
+            && self.shared.hedging.take()
+        {
+            op.on_slow(&mut actions);
+            if actions.is_empty() {
+                self.shared.hedging.give_back();
+            }
+        }
+        count(&self.shared.stats.hedged_reads, actions.len());
+        self.perform_read(state, item, actions);
+    }
+
+    fn on_deadline(&self, state: &mut State, item: usize) {
+        let (mut reads, mut writes) = (Vec::new(), Vec::new());
+        match &mut state.items[item].operation {
+            Op::Read(op) | Op::Learn { op, .. } => op.on_deadline(&mut reads),
+            Op::Expire(op) => op.read.on_deadline(&mut reads),
+            Op::Write { op, .. } => op.on_deadline(&mut writes),
+        }
+        self.perform_read(state, item, reads);
+        self.perform_write(state, item, writes);
+    }
+
+    fn on_finished(&self, state: &mut State, item: usize) {
+        state.unanswered -= 1;
+        if state.items[item].has_failed() {
+            count(&self.shared.stats.quorums_not_met, 1);
+        }
+    }
+
+    fn observe(&self, held: Option<Summary>) -> Result<(), Refusal> {
+        let Some(summary) = held else { return Ok(()) };
+        let seen = summary.stamp.newest().hlc;
+        self.shared
+            .clock
+            .observe(seen, self.now())
+            .map_err(|_drift| Refusal::ClockDrift)
+    }
+
+    /// What is observed when there is nothing more to come.
+    fn report(&self, state: &mut State) {
+        let meter = &self.shared.staleness;
+        let of_read = |item: &Item| match &item.operation {
+            Op::Read(op) => Some(u64::from(op.has_disagreed())),
+            _ => None,
+        };
+        let (reads, disagreed) = state
+            .items
+            .iter()
+            .filter_map(of_read)
+            .fold((0, 0), |(reads, sum), disagreed| {
+                (reads + 1, sum + disagreed)
+            });
+        if reads > 0 {
+            meter.on_reads(reads, disagreed);
+        }
+        if let Some(sample) = state.sample.take() {
+            meter.on_write_sample(sample.arrivals);
+        }
+    }
+
+    /// Whether this node's own copy may take what this node has stamped.
+    fn may_keep(&self, version: Version) -> bool {
+        let now = self.shared.env.clock.monotonic();
+        self.shared.replica.may_keep(version, now)
+    }
+
+    fn is_sane(&self, held: Prior) -> bool {
+        let newest = held.stamp.unwrap_or_default().newest();
+        self.shared.clock.check(newest.hlc, self.now()).is_ok()
+    }
+
+    fn homes(&self, partition: PartitionId) -> &[NodeTag] {
+        self.view.homes(partition)
+    }
+
+    fn is_self(&self, home: NodeTag) -> bool {
+        home == self.shared.self_tag
+    }
+
+    fn now(&self) -> Millis {
+        self.shared.env.clock.wall()
+    }
+
+    fn clock(&self) -> HlcTime {
+        self.shared.clock.read(self.now())
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        // std Mutex: never held across an await.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Batch {
+    fn drop(&mut self) {
+        // The last one who waited for a reply has let go.
+        let mut state = self.lock();
+        self.report(&mut state);
+    }
+}
+
+impl Sample {
+    fn of(shared: &Inner, items: &[Item]) -> Option<Self> {
+        let is_write = |item: &Item| matches!(item.operation, Op::Write { .. });
+        let item = items.iter().position(is_write)?;
+        let Op::Write { op, .. } = &items[item].operation else {
+            return None;
+        };
+        let sent = shared.env.clock.monotonic();
+        shared.staleness.wants_sample(sent).then(|| Self {
+            item,
+            sent,
+            arrivals: WriteSample(smallvec::smallvec![None; op.replicas()]),
+        })
+    }
+
+    fn on_arrival(&mut self, replica: usize, now: Instant) {
+        if let Some(arrival) = self.arrivals.0.get_mut(replica) {
+            *arrival = Some(now.saturating_duration_since(self.sent));
+        }
+    }
+}
+
+/// Hands the answers of one frame to their items.
+struct CallSink {
+    batch: Arc<Batch>,
+    to: NodeTag,
+    sent: Instant,
+    /// How long it takes tells how fast the peer is.
+    is_timed: bool,
+    expected: Vec<Expected>,
+}
+
+impl ReplySink for CallSink {
+    fn on_reply(self: Box<Self>, reply: Result<Response<'_>, CallError>) -> Result<(), FrameError> {
+        let Self {
+            batch,
+            to,
+            sent,
+            is_timed,
+            expected,
+        } = *self;
+        let now = batch.shared.env.clock.monotonic();
+        let deadline = now + batch.shared.config.timeout;
+        if is_timed && !matches!(reply, Err(CallError::ConnectionLost)) {
+            let took = now.saturating_duration_since(sent);
+            batch.shared.hedging.on_answer(to, took);
+        }
+        let mut malformed = Ok(());
+        batch.with_state(deadline, |batch, state| {
+            let mut response = reply.ok();
+            if let Some(response) = &response {
+                let replica = &batch.shared.replica;
+                replica.note_peer_clock(to, response.clock, now);
+                replica.note_clock(response.clock, batch.now());
+            }
+            for expected in expected {
+                // After one malformed answer there is no telling where the next begins.
+                let reply = match response.as_mut().map(Reply::read) {
+                    Some(Ok(reply)) => reply,
+                    Some(Err(error)) => {
+                        (response, malformed) = (None, Err(error));
+                        Reply::Failed(None)
+                    }
+                    None => Reply::Failed(None),
+                };
+                batch.on_reply(state, expected, reply);
+            }
+        });
+        malformed
+    }
+}
+
+/// Whether the batch has another write of the same key after this one.
+fn has_later_write(items: &[Item], item: usize) -> bool {
+    let is_write = |later: &Item| matches!(later.operation, Op::Write { .. });
+    items[item + 1..]
+        .iter()
+        .any(|later| is_write(later) && later.key == items[item].key)
+}
+
+fn count(counter: &AtomicU64, more: usize) {
+    counter.fetch_add(more as u64, Ordering::Relaxed);
+}

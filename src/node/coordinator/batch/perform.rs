@@ -1,0 +1,125 @@
+//! What the state machines ask for, carried out.
+
+use super::{Batch, Expected, Op, Payload, State, count};
+use crate::model::{Stamp, Version};
+use crate::protocol::{ReadAction, ReadOp, WriteAction, WriteOp};
+use crate::wire::Refusal;
+
+impl Batch {
+    pub(super) fn perform_read(&self, state: &mut State, item: usize, actions: Vec<ReadAction>) {
+        for action in actions {
+            match action {
+                ReadAction::Ask { replica } => {
+                    let home = self.homes(state.items[item].partition)[replica];
+                    self.ask_first(state, item, replica, home);
+                }
+                ReadAction::Fetch { replica } => {
+                    let home = self.homes(state.items[item].partition)[replica];
+                    self.ask_held(state, item, replica, home, true);
+                }
+                ReadAction::Repair { replica } => self.repair(state, item, replica),
+                ReadAction::Finished => match &state.items[item].operation {
+                    Op::Learn { op, .. } if !state.items[item].has_failed() => {
+                        let past = op.outcome().and_then(|learnt| learnt.ok().flatten());
+                        let past = past.map(|held| held.stamp.newest()).unwrap_or_default();
+                        self.begin_write(state, item, past);
+                    }
+                    _ => self.on_finished(state, item),
+                },
+            }
+        }
+    }
+
+    /// Turns what has learnt what it must exceed into the write itself.
+    pub(super) fn begin_write(&self, state: &mut State, item: usize, past: Version) {
+        let stamped = self.stamp_past(past);
+        let homes = self.homes(state.items[item].partition).len();
+        let Op::Learn { op, then, payload } = &mut state.items[item].operation else {
+            return;
+        };
+        let version = match stamped {
+            Ok(version) => version,
+            Err(refusal) => {
+                op.refuse(refusal);
+                return self.on_finished(state, item);
+            }
+        };
+        let payload = Payload {
+            value: payload.value.take(),
+            expires_at: payload.expires_at,
+        };
+        let op = WriteOp::new(homes, *then, version);
+        state.items[item].operation = Op::Write { op, payload };
+        self.start(state, item);
+    }
+
+    pub(super) fn perform_write(&self, state: &mut State, item: usize, actions: Vec<WriteAction>) {
+        for action in actions {
+            match action {
+                WriteAction::Restamp { replica, past } => self.restamp(state, item, replica, past),
+                WriteAction::Finished => self.on_finished(state, item),
+            }
+        }
+    }
+
+    /// Stamps a superseded write anew and sends it to all homes.
+    pub(super) fn restamp(&self, state: &mut State, item: usize, replica: usize, past: Version) {
+        let stamped = self.stamp_past(past);
+        let Op::Write { op, .. } = &mut state.items[item].operation else {
+            return;
+        };
+        match stamped {
+            Ok(version) => {
+                count(&self.shared.stats.superseded_writes, 1);
+                op.on_restamped(version);
+                self.start(state, item);
+            }
+            Err(refusal) => {
+                let version = op.version();
+                let mut actions = Vec::new();
+                op.on_failed(replica, version, Some(refusal), &mut actions);
+                self.perform_write(state, item, actions);
+            }
+        }
+    }
+
+    /// Stamps a superseded change of expiry anew and begins it again.
+    pub(super) fn restamp_expiry(&self, state: &mut State, expected: Expected, by: Stamp) {
+        let Expected { item, replica, .. } = expected;
+        let homes = self.homes(state.items[item].partition).len();
+        let stamped = self.stamp_past(by.newest());
+        let Op::Expire(op) = &mut state.items[item].operation else {
+            return;
+        };
+        if op.read.outcome().is_some() {
+            return;
+        }
+        match stamped {
+            Ok(version) if op.restamps_left > 0 => {
+                count(&self.shared.stats.superseded_writes, 1);
+                op.restamps_left -= 1;
+                op.expiry.version = version;
+                op.before = None;
+                op.read = ReadOp::new(homes, op.plan);
+                self.start(state, item);
+            }
+            stamped => {
+                let mut actions = Vec::new();
+                op.read.on_failed(replica, stamped.err(), &mut actions);
+                self.perform_read(state, item, actions);
+            }
+        }
+    }
+
+    pub(super) fn stamp_past(&self, past: Version) -> Result<Version, Refusal> {
+        let now = self.now();
+        let clock = &self.shared.clock;
+        clock
+            .observe(past.hlc, now)
+            .map_err(|_drift| Refusal::ClockDrift)?;
+        Ok(Version {
+            hlc: clock.tick(now),
+            node: self.shared.writer,
+        })
+    }
+}
