@@ -4,6 +4,7 @@ pub mod bench;
 pub mod certs;
 pub mod config;
 pub mod dev;
+pub mod hints;
 pub mod kv;
 pub mod ring;
 pub mod run;
@@ -38,6 +39,8 @@ enum Command {
     /// Show the ring.
     #[command(subcommand)]
     Ring(ring::RingCommand),
+    /// Show the hints that a node holds for others; give them back or drop them.
+    Hints(hints::HintsArgs),
     /// Make and show certificates.
     Certs(certs::CertsArgs),
     /// Show and check configuration.
@@ -62,6 +65,7 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run::run(&args),
         Command::Dev(args) => dev::run(&args, out),
         Command::Ring(command) => ring::run(&command, out),
+        Command::Hints(args) => hints::run(&args, out),
         Command::Certs(args) => certs::run(&args, SystemClock.wall(), out),
         Command::Config(command) => config::run(&command, out),
         Command::Bench(args) => {

@@ -67,26 +67,27 @@ pub struct AdminArgs {
 /// Runs the subcommand.
 pub fn run(command: &RingCommand, out: &mut dyn Write) -> anyhow::Result<()> {
     match command {
-        RingCommand::Status(args) => repeat(args, out, status),
+        RingCommand::Status(args) => repeat(&args.admin, args.watch, out, status),
         RingCommand::Owners(args) => owners(args, out),
-        RingCommand::Staleness(args) => repeat(args, out, staleness),
+        RingCommand::Staleness(args) => repeat(&args.admin, args.watch, out, staleness),
     }
 }
 
 /// Shows something once, or every second.
-fn repeat(
-    args: &StatusArgs,
+pub(super) fn repeat(
+    admin: &AdminArgs,
+    is_watched: bool,
     out: &mut dyn Write,
     show: fn(&AdminArgs, &mut dyn Write) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
     loop {
-        if args.watch && std::io::stdout().is_terminal() {
+        if is_watched && std::io::stdout().is_terminal() {
             // Home, and clear what is below.
             write!(out, "\x1b[H\x1b[2J")?;
         }
-        show(&args.admin, out)?;
+        show(admin, out)?;
         out.flush()?;
-        if !args.watch {
+        if !is_watched {
             return Ok(());
         }
         #[expect(

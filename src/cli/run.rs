@@ -12,11 +12,13 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::time::timeout;
 use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{self, Checked, Settings, Sources};
-use crate::env::{Env, RealDisk, SeededRng, SystemClock, Tasks};
+use crate::env::{Durability, Env, RealDisk, SeededRng, SystemClock, Tasks};
 use crate::front::metrics::Metrics;
 use crate::front::peer_server::PeerServer;
 use crate::front::resp_server::{self, LevelRules, LocalFacts, NodeFacts, RespServer};
@@ -25,10 +27,13 @@ use crate::model::{Hlc, KeyHasher};
 use crate::net::{self, CredentialFiles, Credentials, Endpoint};
 use crate::node::catch_up::CatchUp;
 use crate::node::coordinator::{self, Coordinator, Parts};
+use crate::node::handoff::replay::Replay;
+use crate::node::handoff::{self, Handoff, Owed};
 use crate::node::membership::{self, Membership};
 use crate::node::replica::{Replica, Standing};
 use crate::node::status::NodeStatus;
 use crate::node::sweeper::sweep;
+use crate::protocol::HintLimits;
 use crate::ring::{Partitions, RingParams, Role};
 use crate::store::Store;
 
@@ -104,6 +109,13 @@ impl Node {
             Standing::unsure(params.partitions),
         ));
 
+        let handoff = Handoff::open(
+            handoff_config(settings),
+            &*env.disk,
+            Arc::clone(&env.clock),
+            Arc::clone(&replica),
+        )?;
+        let owed = watch::Sender::new(Arc::<Owed>::default());
         let membership_config = membership_config(settings, params.clone());
         let membership =
             Membership::start(membership_config, env, Arc::new(endpoint.clone())).await?;
@@ -120,8 +132,15 @@ impl Node {
             clock,
             hasher,
             transport: Arc::new(endpoint.clone()),
+            handoff: Arc::clone(&handoff),
+            owed: owed.subscribe(),
         });
-        serve_peers(settings, env, (&membership, &endpoint), (&store, &replica))?;
+        let own = Own {
+            store: Arc::clone(&store),
+            replica: Arc::clone(&replica),
+            handoff: Arc::clone(&handoff),
+        };
+        serve_peers(settings, env, (&membership, &endpoint), &own)?;
 
         let status = NodeStatus {
             self_id: settings.node.clone(),
@@ -130,8 +149,10 @@ impl Node {
             membership: membership.clone(),
             coordinator: coordinator.clone(),
             store,
+            handoff,
             hasher,
         };
+        tell_load(env, status.clone(), owed);
         open_doors(settings, env, coordinator, status, (&endpoint, replica)).await?;
         info!(node = %settings.node, cluster = settings.cluster, "started");
         Ok(Self {
@@ -152,18 +173,61 @@ impl Node {
     }
 }
 
-/// What a node does for others and by itself: answers peers, catches up, frees what has expired.
+/// What a node holds.
+struct Own {
+    store: Arc<Store>,
+    replica: Arc<Replica>,
+    handoff: Arc<Handoff>,
+}
+
+/// Tells the others what this node holds, and takes note of who they hold hints for.
+fn tell_load(env: &Env, status: NodeStatus, owed: watch::Sender<Arc<Owed>>) {
+    env.tasks.spawn(async move {
+        let own = status.self_id.tag();
+        loop {
+            status.membership.publish_load(status.load());
+            let mut held: Vec<_> = status
+                .handoff
+                .summaries()
+                .into_keys()
+                .map(|home| (own, home))
+                .collect();
+            for (id, load) in status.membership.loads() {
+                held.extend(load.hints_for.iter().map(|&home| (id.tag(), home)));
+            }
+            let now = Owed::new(held);
+            owed.send_if_modified(|before| {
+                let has_changed = **before != now;
+                if has_changed {
+                    *before = Arc::new(now);
+                }
+                has_changed
+            });
+            // Those who read from homes must hear soon that some are owed hints.
+            drop(timeout(LOAD_INTERVAL, status.handoff.changed()).await);
+        }
+    });
+}
+
+/// What a node does for others and by itself: answers peers, catches up, gives hints back, frees
+/// what has expired.
 fn serve_peers(
     settings: &Settings,
     env: &Env,
     (membership, endpoint): (&Membership, &Endpoint),
-    (store, replica): (&Arc<Store>, &Arc<Replica>),
+    own: &Own,
 ) -> anyhow::Result<()> {
+    let Own {
+        store,
+        replica,
+        handoff,
+    } = own;
     let partitions = Partitions::new(settings.partitions)?;
     let hasher = KeyHasher::new(&settings.cluster);
     let table = membership.clone();
     let peer_server = PeerServer::new(
         Arc::clone(replica),
+        Arc::clone(handoff),
         Arc::clone(&env.clock),
         hasher,
         partitions,
@@ -179,6 +243,15 @@ fn serve_peers(
         hasher,
         transport: Arc::new(endpoint.clone()),
     };
+    let replay = Replay {
+        self_tag: settings.node.tag(),
+        env: env.clone(),
+        view: membership.view(),
+        handoff: Arc::clone(handoff),
+        hasher,
+        transport: Arc::new(endpoint.clone()),
+    };
+    env.tasks.spawn(replay.run());
     env.tasks.spawn(catch_up.run());
     env.tasks
         .spawn(sweep(Arc::clone(store), partitions, env.clone()));
@@ -204,23 +277,8 @@ async fn open_doors(
             endpoint: endpoint.clone(),
             replica,
         };
-        http::serve(
-            listen,
-            http::Shown {
-                status: status.clone(),
-                metrics,
-            },
-            env,
-        )
-        .await?;
+        http::serve(listen, http::Shown { status, metrics }, env).await?;
     }
-    env.tasks.spawn(async move {
-        let mut ticks = tokio::time::interval(LOAD_INTERVAL);
-        loop {
-            ticks.tick().await;
-            status.membership.publish_load(status.load());
-        }
-    });
     Ok(())
 }
 
@@ -341,6 +399,20 @@ fn membership_config(settings: &Settings, params: RingParams) -> membership::Con
     }
 }
 
+fn handoff_config(settings: &Settings) -> handoff::Config {
+    handoff::Config {
+        limits: HintLimits {
+            bytes_max: settings.hint_max_bytes.0,
+            window: settings.hint_window,
+        },
+        durability: match settings.hint_sync {
+            config::HintSync::Always => Durability::Synced,
+            config::HintSync::Interval => Durability::Written,
+        },
+        replay_bytes_per_s: settings.hint_replay_bytes_per_s.0,
+    }
+}
+
 fn resp_config(settings: &Settings) -> anyhow::Result<resp_server::Config> {
     let password = settings
         .resp_password_file
@@ -366,6 +438,12 @@ fn resp_config(settings: &Settings) -> anyhow::Result<resp_server::Config> {
                 .keyspace_levels
                 .iter()
                 .map(|keyspace| (keyspace.prefix.clone().into_bytes(), keyspace.levels))
+                .collect(),
+            sloppy: settings.sloppy,
+            sloppy_keyspaces: settings
+                .keyspace_sloppy
+                .iter()
+                .map(|keyspace| (keyspace.prefix.clone().into_bytes(), keyspace.is_sloppy))
                 .collect(),
         },
     })

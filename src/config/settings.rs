@@ -10,7 +10,7 @@ use super::render;
 use super::source::{Given, Sources};
 use super::table::{Check, Key, Section, is_default, read, settings};
 use super::units::ByteSize;
-use super::value::{HostPort, Keyspace, Replies, Role, Value};
+use super::value::{HintSync, HostPort, Keyspace, Replies, Role, SloppyKeyspace, Value};
 use crate::model::{Levels, NodeId, Quorum};
 
 settings! {
@@ -82,6 +82,32 @@ settings! {
         /// Into how many slices the keys are cut: a power of two, the same on every node, fixed
         /// when a cluster is born.
         pub partitions: u32 = 4096, like 1024, within 1 to 32768, check check::power_of_two;
+    }
+
+    "Home nodes that are away" {
+        /// Whether the next nodes of a key's preference list stand in for home nodes that do not
+        /// take a write. They keep it as a hint and give it back later; their acknowledgements
+        /// count towards w. Never at level `linearizable`.
+        pub sloppy: bool = true, like false;
+
+        /// The same for keys that begin with a prefix; the longest prefix that fits counts.
+        pub keyspace_sloppy: Vec<SloppyKeyspace> = [], like ["lock:=false"];
+
+        /// What of a hint has to be on disk before it is acknowledged. "always": all of it, synced.
+        /// "interval": handed to the operating system, and synced within 200 ms; a loss of power
+        /// then loses what came last.
+        pub hint_sync: HintSync = "always", like "interval";
+
+        /// How much memory the hints of this node may take, and about as much of its disk; a write
+        /// that has no room is refused and goes to the next node. 0: it keeps no hints.
+        pub hint_max_bytes: ByteSize = "256MiB", like "1GiB";
+
+        /// A hint older than this is dropped. The longer, the longer a node may be away and be
+        /// given all it missed.
+        pub hint_window: Duration = "3h", like "12h", within "1s" to "30d";
+
+        /// How fast this node gives hints back, all together, in bytes a second.
+        pub hint_replay_bytes_per_s: ByteSize = "8MiB", like "32MiB", within "1KiB" to "10GiB";
     }
 
     "Redis clients (RESP)" {

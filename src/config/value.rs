@@ -80,6 +80,31 @@ pub enum Role {
     Proxy,
 }
 
+/// What of a hint has to be on disk before it is acknowledged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum HintSync {
+    /// All of it, synced: it survives the loss of power.
+    Always,
+    /// Handed to the operating system, and synced a fifth of a second later.
+    Interval,
+}
+
+/// Whether others may stand in for the home nodes of keys that begin with a prefix:
+/// `lock:=false`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SloppyKeyspace {
+    /// What the keys begin with.
+    pub prefix: String,
+    /// Whether they may.
+    pub is_sloppy: bool,
+}
+
+impl fmt::Display for SloppyKeyspace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}={}", self.prefix, self.is_sloppy)
+    }
+}
+
 /// A host, by name or address, and a port: `cache-1.example:7479`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct HostPort {
@@ -140,6 +165,7 @@ impl From<&DeValue<'_>> for Raw {
     fn from(value: &DeValue<'_>) -> Self {
         match value {
             DeValue::String(text) => Self::Text(text.clone().into_owned()),
+            DeValue::Boolean(truth) => Self::Word(truth.to_string()),
             DeValue::Integer(number) => integer(number).map_or(Self::Other, Self::Integer),
             DeValue::Array(items) => Self::List(
                 items
@@ -212,6 +238,40 @@ impl Value for Replies {
             Self::Majority => quote("majority"),
             Self::Exactly(replies) => replies.to_toml(),
         }
+    }
+}
+
+impl Value for bool {
+    const FORM: &'static str = "true or false";
+
+    fn parse(raw: &Raw) -> Result<Self, Refusal> {
+        match raw {
+            Raw::Word(word) => word.trim().parse().or(Err(Refusal::WrongType)),
+            _ => Err(Refusal::WrongType),
+        }
+    }
+
+    fn to_toml(&self) -> String {
+        self.to_string()
+    }
+}
+
+impl Value for HintSync {
+    const FORM: &'static str = "\"always\" or \"interval\"";
+
+    fn parse(raw: &Raw) -> Result<Self, Refusal> {
+        match raw.text()? {
+            "always" => Ok(Self::Always),
+            "interval" => Ok(Self::Interval),
+            _ => Err(Refusal::Bad(format!("it must be {}", Self::FORM))),
+        }
+    }
+
+    fn to_toml(&self) -> String {
+        quote(match self {
+            Self::Always => "always",
+            Self::Interval => "interval",
+        })
     }
 }
 
@@ -347,6 +407,18 @@ impl Value for Vec<Keyspace> {
     }
 }
 
+impl Value for Vec<SloppyKeyspace> {
+    const FORM: &'static str = "a list of \"PREFIX=true\" or \"PREFIX=false\"";
+
+    fn parse(raw: &Raw) -> Result<Self, Refusal> {
+        list(raw, sloppy_keyspace)
+    }
+
+    fn to_toml(&self) -> String {
+        list_to_toml(self)
+    }
+}
+
 impl Value for Levels {
     const FORM: &'static str =
         "one of one, quorum, all, local_quorum, linearizable, or two of them as \"READ/WRITE\"";
@@ -392,6 +464,26 @@ fn keyspace(text: &str) -> Result<Keyspace, Refusal> {
     Ok(Keyspace {
         prefix: prefix.to_owned(),
         levels: levels(named)?,
+    })
+}
+
+fn sloppy_keyspace(text: &str) -> Result<SloppyKeyspace, Refusal> {
+    let refuse = |why: &str| {
+        Refusal::Bad(format!(
+            "`{text}` is not PREFIX=true or PREFIX=false: {why}"
+        ))
+    };
+    let (prefix, truth) = text
+        .rsplit_once('=')
+        .ok_or_else(|| refuse("the `=` is missing"))?;
+    if prefix.is_empty() {
+        return Err(refuse("it names no prefix; for all keys set `sloppy`"));
+    }
+    Ok(SloppyKeyspace {
+        prefix: prefix.to_owned(),
+        is_sloppy: truth
+            .parse()
+            .or(Err(refuse("after the `=` stands neither true nor false")))?,
     })
 }
 

@@ -5,9 +5,11 @@ use std::fmt::Debug;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use thiserror::Error;
+
+use super::journal::{Found, Journal, LsmJournal, MemoryJournal};
 
 /// A file operation that failed, with the file it was for.
 #[derive(Debug, Error)]
@@ -31,6 +33,9 @@ pub trait Disk: Debug + Send + Sync + 'static {
     /// Replaces the whole file: after a crash it holds the old content or the new, never a mix.
     /// Synced before it returns.
     fn write(&self, name: &str, content: &[u8]) -> Result<(), DiskError>;
+
+    /// Opens a journal and tells what it holds. One at a time for a name.
+    fn journal(&self, name: &str) -> Result<(Arc<dyn Journal>, Found), DiskError>;
 }
 
 /// A directory of the real file system.
@@ -75,12 +80,18 @@ impl Disk for RealDisk {
         let dir = File::open(&self.dir).map_err(failed("open", &self.dir))?;
         dir.sync_all().map_err(failed("sync", &self.dir))
     }
+
+    fn journal(&self, name: &str) -> Result<(Arc<dyn Journal>, Found), DiskError> {
+        let (journal, found) = LsmJournal::open(self.dir.join(name))?;
+        Ok((Arc::new(journal), found))
+    }
 }
 
 /// Files in memory, for tests and the simulator.
 #[derive(Debug, Default)]
 pub struct MemoryDisk {
     files: Mutex<BTreeMap<String, Vec<u8>>>,
+    journals: Mutex<BTreeMap<String, MemoryJournal>>,
 }
 
 impl Disk for MemoryDisk {
@@ -97,6 +108,13 @@ impl Disk for MemoryDisk {
         let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
         files.insert(name.to_owned(), content.to_owned());
         Ok(())
+    }
+
+    fn journal(&self, name: &str) -> Result<(Arc<dyn Journal>, Found), DiskError> {
+        let mut journals = self.journals.lock().unwrap_or_else(PoisonError::into_inner);
+        let journal = journals.entry(name.to_owned()).or_default().clone();
+        let found = journal.found();
+        Ok((Arc::new(journal), found))
     }
 }
 

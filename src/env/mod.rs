@@ -6,11 +6,16 @@
 
 mod clock;
 mod disk;
+mod journal;
 mod rng;
 mod tasks;
 
 pub use clock::{Clock, SystemClock};
 pub use disk::{Disk, DiskError, MemoryDisk, RealDisk};
+pub use journal::{
+    Changes, Committed, Durability, Found, Journal, JournalBusy, JournalFailed, JournalHealth,
+    MemoryJournal,
+};
 pub use rng::SeededRng;
 pub use tasks::Tasks;
 

@@ -16,8 +16,9 @@ use tracing::{debug, warn};
 
 use super::unix::bind_unix;
 use crate::env::Env;
-use crate::model::check_key;
+use crate::model::{NodeId, NodeTag, check_key};
 use crate::node::coordinator::{Action, Outcome, Request};
+use crate::node::handoff::HintsReport;
 use crate::node::staleness::StalenessReport;
 use crate::node::status::{KeyOwners, NodeStatus, RingStatus};
 
@@ -28,6 +29,18 @@ pub enum AdminRequest {
     RingStatus,
     /// How fresh reads are.
     RingStaleness,
+    /// The hints that the node holds.
+    Hints,
+    /// Give the hints for a node back now.
+    HintsReplay {
+        /// Its name, or its number if it is no longer in the ring.
+        node: String,
+    },
+    /// Drop the hints for a node.
+    HintsDrop {
+        /// Its name, or its number if it is no longer in the ring.
+        node: String,
+    },
     /// Who is home of a key.
     RingOwners {
         /// The key.
@@ -65,6 +78,10 @@ pub enum AdminReply {
     RingStatus(RingStatus),
     /// To `RingStaleness`.
     RingStaleness(StalenessReport),
+    /// To `Hints`.
+    Hints(HintsReport),
+    /// To `HintsReplay` and `HintsDrop`: how many hints there were.
+    HintsCount(u64),
     /// To `RingOwners`.
     RingOwners(KeyOwners),
     /// To `Get`.
@@ -141,6 +158,9 @@ async fn answer(request: AdminRequest, status: &NodeStatus) -> AdminReply {
             let report = coordinator.staleness().report(coordinator.config().quorum);
             return AdminReply::RingStaleness(report);
         }
+        AdminRequest::Hints => return AdminReply::Hints(status.hints()),
+        AdminRequest::HintsReplay { node } => return on_hints(&node, status, true),
+        AdminRequest::HintsDrop { node } => return on_hints(&node, status, false),
         AdminRequest::RingOwners { key } => return AdminReply::RingOwners(status.owners(&key)),
         AdminRequest::Get { key } => (key, Action::Get),
         AdminRequest::Delete { key } => (key, Action::Delete),
@@ -163,14 +183,36 @@ async fn answer(request: AdminRequest, status: &NodeStatus) -> AdminReply {
         key: Bytes::from(key),
         action,
         level: crate::model::Level::Quorum,
+        is_sloppy: true,
     };
-    match status.coordinator.run(vec![request]).await.pop() {
+    match status.coordinator.run(vec![request]).await.outcomes.pop() {
         Some(Outcome::Value(value)) => {
             AdminReply::Value(value.map(|value| serde_bytes::ByteBuf::from(value.to_vec())))
         }
         Some(Outcome::Deleted(existed)) => AdminReply::Deleted(existed),
         Some(Outcome::Failed(error)) => AdminReply::Error(error.to_string()),
         Some(_) | None => AdminReply::Written,
+    }
+}
+
+fn on_hints(node: &str, status: &NodeStatus, is_replay: bool) -> AdminReply {
+    let hints = status.hints().homes.into_iter();
+    let Some(hints) = hints.into_iter().find(|home| home.node == node) else {
+        return AdminReply::Error(format!("there are no hints for `{node}` here"));
+    };
+    let home = node
+        .parse::<NodeId>()
+        .ok()
+        .filter(|id| status.coordinator.view().member(id.tag()).is_some())
+        .map(|id| id.tag())
+        .or_else(|| u64::from_str_radix(node, 16).ok().map(NodeTag));
+    match home {
+        Some(home) if is_replay => {
+            status.handoff.replay_now(home);
+            AdminReply::HintsCount(hints.count)
+        }
+        Some(home) => AdminReply::HintsCount(status.handoff.drop_all(home)),
+        None => AdminReply::Error(format!("there is no node `{node}`")),
     }
 }
 

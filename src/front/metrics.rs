@@ -69,6 +69,7 @@ impl Collector for Snapshot {
         self.store(out)?;
         self.peers(out)?;
         self.staleness(out)?;
+        self.hints(out)?;
         let counters = self.door_counters().into_iter().chain(self.room_counters());
         for Counter {
             name,
@@ -281,6 +282,72 @@ impl Snapshot {
             ConstGauge::new(*probability).encode(family.encode_family(&labels)?)?;
         }
         Ok(())
+    }
+}
+
+impl Snapshot {
+    /// Stand-ins and what they hold.
+    fn hints(&self, out: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let handoff = &self.status.handoff;
+        let (health, stats) = (handoff.journal_health(), handoff.stats());
+        gauge(out, "hints_held", "Hints held for others", handoff.count())?;
+        gauge(out, "hint_bytes", "Bytes of hints held", handoff.bytes())?;
+        let view = self.status.coordinator.view();
+        let help = "Hints held for a home";
+        let mut family = out.encode_descriptor("hints_held_for", help, None, MetricType::Gauge)?;
+        for (home, hints) in handoff.summaries() {
+            if let Some(member) = view.member(home) {
+                let labels = [("home", member.id.as_str())];
+                ConstGauge::new(hints.count).encode(family.encode_family(&labels)?)?;
+            }
+        }
+        count(out, "hints_kept", "Hints taken", load(&stats.kept))?;
+        let help = "Hints that their homes acknowledged";
+        count(out, "hints_replayed", help, load(&stats.replayed))?;
+        let help = "Hints given to the homes of now in the place of a removed one";
+        count(out, "hints_readdressed", help, load(&stats.readdressed))?;
+        let by_reason = [
+            (
+                "hints_refused",
+                "Hints refused",
+                &[
+                    ("full", load(&stats.refused_full)),
+                    ("disk", load(&stats.refused_failed)),
+                ][..],
+            ),
+            (
+                "hints_dropped",
+                "Hints dropped before their homes had them",
+                &[
+                    ("expired", load(&stats.expired)),
+                    ("window", load(&stats.too_old)),
+                    ("dropped", load(&stats.dropped)),
+                ],
+            ),
+        ];
+        for (name, help, counts) in by_reason {
+            let mut family = out.encode_descriptor(name, help, None, MetricType::Counter)?;
+            for (reason, counted) in counts {
+                let counter = ConstCounter::new(*counted);
+                counter.encode(family.encode_family(&[("reason", *reason)])?)?;
+            }
+        }
+        let help = "Whether the disk takes no hints";
+        gauge(
+            out,
+            "hint_disk_failing",
+            help,
+            u64::from(health.error.is_some()),
+        )?;
+        let help = "Hint writes that the disk failed";
+        count(out, "hint_disk_failures", help, health.failures)?;
+        let help = "Damaged hints found on disk at the start";
+        gauge(out, "hints_damaged", help, health.damaged)?;
+        let stats = self.status.coordinator.stats();
+        let help = "Writes acknowledged with the help of stand-ins";
+        count(out, "sloppy_writes", help, load(&stats.sloppy_writes))?;
+        let help = "Reads answered with the help of stand-ins, which may be stale";
+        count(out, "sloppy_reads", help, load(&stats.sloppy_reads))
     }
 }
 

@@ -8,7 +8,8 @@ use serde_bytes::Bytes as ByteSlice;
 
 use crate::env::Clock;
 use crate::model::{HashedKey, KeyHasher, Millis, PartitionId, RecordRef, Summary, check_key};
-use crate::net::PeerService;
+use crate::net::{LateResponse, PeerService};
+use crate::node::handoff::{Handoff, HintReply, MissedRef, NewHint};
 use crate::node::replica::{Replica, Written};
 use crate::ring::Partitions;
 use crate::store::ExpiryChange;
@@ -23,6 +24,7 @@ pub type MemberTableSource = Box<dyn Fn() -> Bytes + Send + Sync>;
 /// Carries out what peers ask of this node as a replica.
 pub struct PeerServer {
     replica: Arc<Replica>,
+    handoff: Arc<Handoff>,
     clock: Arc<dyn Clock>,
     hasher: KeyHasher,
     partitions: Partitions,
@@ -30,10 +32,11 @@ pub struct PeerServer {
 }
 
 impl PeerServer {
-    /// A door to `replica`.
+    /// A door to `replica`, and to `handoff` for what this node holds in the stead of others.
     #[must_use]
     pub fn new(
         replica: Arc<Replica>,
+        handoff: Arc<Handoff>,
         clock: Arc<dyn Clock>,
         hasher: KeyHasher,
         partitions: Partitions,
@@ -41,6 +44,7 @@ impl PeerServer {
     ) -> Self {
         Self {
             replica,
+            handoff,
             clock,
             hasher,
             partitions,
@@ -109,14 +113,72 @@ impl PeerServer {
                 self.scan(partition, after, out);
                 return self.replica.is_sure(partition);
             }
+            Operation::HintedRead(key) => {
+                self.handoff.read(key, |record| match record {
+                    Some(record) if room == 0 => {
+                        encode(&Answer::Summary(Some(Summary::of(record.into()))), out);
+                    }
+                    record => {
+                        let record = record.map(|record| RecordRef::from(record).into());
+                        encode(&Answer::Record(record), out);
+                    }
+                });
+                return false;
+            }
+            Operation::HintedSummary(key) => {
+                encode(&Answer::Summary(self.handoff.summary(key)), out);
+                return false;
+            }
             Operation::Members => {
                 encode(
                     &Answer::Members(ByteSlice::new(&(self.member_table)())),
                     out,
                 );
             }
+            // They wait for the disk: see `keep`.
+            Operation::Hint(..) | Operation::HintExpiry(..) => {
+                encode(&Answer::Refused(Refusal::HintsFull), out);
+            }
         }
         true
+    }
+
+    /// Keeps the hints of a frame that holds nothing else. Its response waits for the disk.
+    fn keep(&self, frame: &Bytes, mut header: ResponseHeader) -> Result<LateResponse, FrameError> {
+        let mut operations = FrameReader::new(frame);
+        let _header: RequestHeader = operations.read()?;
+        let mut hints = Vec::new();
+        for _ in 0..header.count {
+            let hint = match operations.read()? {
+                Operation::Hint(home, key, record) => NewHint {
+                    home,
+                    key,
+                    missed: MissedRef::Write(record.into()),
+                },
+                Operation::HintExpiry(home, key, expiry) => NewHint {
+                    home,
+                    key,
+                    missed: MissedRef::Expiry(expiry.into()),
+                },
+                _ => return Err(FrameError::Mixed),
+            };
+            if check_key(hint.key).is_err() {
+                return Err(FrameError::Mixed);
+            }
+            hints.push(hint);
+        }
+        let kept = self.handoff.keep(&hints);
+        // What a stand-in says of a key is never all there is.
+        header.is_sure = false;
+        Ok(Box::pin(async move {
+            let mut out = Vec::new();
+            let frame = ResponseFrame::start(&header, &mut out);
+            for reply in kept.await {
+                encode(&answer_of(reply), &mut out);
+            }
+            frame.finish(false, &mut out);
+            out
+        }))
     }
 
     fn scan(&self, partition: PartitionId, after: Option<u64>, out: &mut Vec<u8>) {
@@ -155,7 +217,7 @@ impl PeerServer {
 }
 
 impl PeerService for PeerServer {
-    fn serve(&self, frame: &Bytes, out: &mut Vec<u8>) -> Result<(), FrameError> {
+    fn serve(&self, frame: &Bytes, out: &mut Vec<u8>) -> Result<Option<LateResponse>, FrameError> {
         let mut operations = FrameReader::new(frame);
         let RequestHeader {
             id, count, clock, ..
@@ -168,15 +230,20 @@ impl PeerService for PeerServer {
             clock: self.replica.now(wall),
             is_sure: true,
         };
-        let frame = ResponseFrame::start(&header, out);
+        let started = ResponseFrame::start(&header, out);
         let mut is_sure = true;
-        for _ in 0..count {
+        for number in 0..count {
             let operation = operations.read()?;
-            let room = RESPONSE_VALUES_BYTES_MAX.saturating_sub(frame.bytes(out));
+            let is_hint = matches!(operation, Operation::Hint(..) | Operation::HintExpiry(..));
+            if is_hint && number == 0 {
+                started.cancel(out);
+                return self.keep(frame, header).map(Some);
+            }
+            let room = RESPONSE_VALUES_BYTES_MAX.saturating_sub(started.bytes(out));
             is_sure &= self.answer(operation, wall, room, out);
         }
-        frame.finish(is_sure, out);
-        Ok(())
+        started.finish(is_sure, out);
+        Ok(None)
     }
 }
 
@@ -185,6 +252,19 @@ impl fmt::Debug for PeerServer {
         f.debug_struct("PeerServer")
             .field("replica", &self.replica)
             .finish_non_exhaustive()
+    }
+}
+
+fn answer_of(reply: HintReply) -> Answer<'static> {
+    match reply {
+        HintReply::Written(Written::Applied(prior)) => Answer::Applied(prior),
+        HintReply::Written(Written::Superseded(by)) => Answer::Superseded(by),
+        HintReply::Expiry(ExpiryChange::Done {
+            now_held,
+            expired_at_before,
+        }) => Answer::Expiry(now_held, expired_at_before),
+        HintReply::Expiry(ExpiryChange::Superseded { by }) => Answer::ExpirySuperseded(by),
+        HintReply::Refused(refusal) => Answer::Refused(refusal),
     }
 }
 

@@ -3,7 +3,7 @@
 //! A caller appends its frame to the lane's buffer under a lock; the writer task takes the whole
 //! buffer at once and hands it to QUIC. Under load a write carries the frames of many callers, and
 //! there is neither a stream nor a task nor a channel message for each request. The peer works
-//! frames off in order, so responses come back in order and find their callers by position.
+//! frames off in order; responses find their callers by number.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -13,6 +13,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use quinn::{RecvStream, SendStream};
 use tokio::sync::Notify;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::transport::{CallError, Operations, PeerService, ReplySink, Response};
@@ -224,7 +225,8 @@ impl fmt::Debug for LaneQueue {
 /// The peer's end of a lane: carries out request frames in order until the stream ends.
 ///
 /// One write for all that was there to read. A peer that does not read its responses stops being
-/// served when its flow control window is full: nothing piles up here.
+/// served when its flow control window is full: nothing piles up here. A response that waits for a
+/// disk holds up no other; what may wait for a disk is bounded there.
 pub(super) async fn serve_lane(
     recv: &mut RecvStream,
     send: &mut SendStream,
@@ -232,10 +234,26 @@ pub(super) async fn serve_lane(
     frame_bytes_max: usize,
 ) -> Result<(), FrameError> {
     let mut input = BytesMut::new();
-    while read_more(recv, &mut input).await {
+    let mut late = JoinSet::new();
+    loop {
         let mut out = Vec::new();
+        tokio::select! {
+            // Responses that waited first: they are the older ones.
+            biased;
+            Some(response) = late.join_next(), if !late.is_empty() => {
+                out.extend(response.unwrap_or_default());
+                while let Some(response) = late.try_join_next() {
+                    out.extend(response.unwrap_or_default());
+                }
+            }
+            has_more = read_more(recv, &mut input) => if !has_more {
+                return Ok(());
+            },
+        }
         while let Some(frame) = split_frame(&mut input, frame_bytes_max)? {
-            service.serve(&frame, &mut out)?;
+            if let Some(response) = service.serve(&frame, &mut out)? {
+                late.spawn(response);
+            }
             // Large values: send what there is before reading the next one.
             if out.len() > wire::RESPONSE_VALUES_BYTES_MAX
                 && send
@@ -250,7 +268,6 @@ pub(super) async fn serve_lane(
             return Ok(());
         }
     }
-    Ok(())
 }
 
 /// Appends what has come to `input`; `false` when no more will.

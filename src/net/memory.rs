@@ -89,7 +89,9 @@ impl MemoryNetwork {
         sleep(self.delay).await;
         let service = self.service(from, to)?;
         let mut out = Vec::new();
-        service.serve(&request, &mut out).ok()?;
+        if let Some(late) = service.serve(&request, &mut out).ok()? {
+            out = late.await;
+        }
         sleep(self.delay).await;
         self.service(to, from)?;
         split_frame(&mut BytesMut::from(&out[..]), usize::MAX)

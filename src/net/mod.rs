@@ -36,5 +36,6 @@ pub use tls::{
     quic_client, quic_server,
 };
 pub use transport::{
-    CallError, LARGE_BYTES, Lane, Operations, PeerService, ReplySink, Response, Transport,
+    CallError, LARGE_BYTES, Lane, LateResponse, Operations, PeerService, ReplySink, Response,
+    Transport,
 };

@@ -22,7 +22,7 @@ use crate::wire::{
 struct Echo(&'static str);
 
 impl PeerService for Echo {
-    fn serve(&self, frame: &Bytes, out: &mut Vec<u8>) -> Result<(), FrameError> {
+    fn serve(&self, frame: &Bytes, out: &mut Vec<u8>) -> Result<Option<LateResponse>, FrameError> {
         let mut operations = FrameReader::new(frame);
         let RequestHeader { id, count, .. } = operations.read()?;
         let start = start_frame(
@@ -43,7 +43,7 @@ impl PeerService for Echo {
             }
         }
         finish_frame(start, out);
-        Ok(())
+        Ok(None)
     }
 }
 

@@ -1,6 +1,7 @@
 //! How rooms above talk to peers, whatever carries it: QUIC here, memory in the simulator.
 
 use std::fmt::Debug;
+use std::pin::Pin;
 
 use bytes::Bytes;
 use serde::Serialize;
@@ -139,9 +140,13 @@ pub enum CallError {
 
 /// What a node does with the request frames of its peers.
 pub trait PeerService: Debug + Send + Sync + 'static {
-    /// Carries out one request frame and appends the response frame to `out`.
+    /// Carries out one request frame. Appends the response frame to `out`, or returns what the
+    /// response has to wait for.
     ///
     /// # Errors
     /// When the frame is malformed: the connection is closed and the peer told why.
-    fn serve(&self, frame: &Bytes, out: &mut Vec<u8>) -> Result<(), FrameError>;
+    fn serve(&self, frame: &Bytes, out: &mut Vec<u8>) -> Result<Option<LateResponse>, FrameError>;
 }
+
+/// A response frame that waits for a disk. Others overtake it.
+pub type LateResponse = Pin<Box<dyn Future<Output = Vec<u8>> + Send>>;

@@ -2,6 +2,7 @@
 
 pub mod catch_up;
 pub mod coordinator;
+pub mod handoff;
 pub mod membership;
 mod peer_clocks;
 pub mod replica;

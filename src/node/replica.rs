@@ -162,18 +162,24 @@ impl Replica {
         record: RecordRef<'_>,
         wall: Millis,
     ) -> Result<Written, Refusal> {
+        self.admit(record, wall)?;
+        let now = self.now(wall).millis();
+        Ok(match self.store.apply(key, record, now) {
+            Applied::Applied { prior } => Written::Applied(prior),
+            Applied::Superseded { by } => Written::Superseded(by),
+        })
+    }
+
+    /// Whether a record keeps the rules for what any copy of it may be: its length and its clock,
+    /// which this node's clock passes.
+    pub fn admit(&self, record: RecordRef<'_>, wall: Millis) -> Result<(), Refusal> {
         if record
             .value
             .is_some_and(|value| value.len() > self.value_bytes_max)
         {
             return Err(Refusal::TooBig);
         }
-        self.observe(record.stamp(), wall)?;
-        let now = self.now(wall).millis();
-        Ok(match self.store.apply(key, record, now) {
-            Applied::Applied { prior } => Written::Applied(prior),
-            Applied::Superseded { by } => Written::Superseded(by),
-        })
+        self.observe(record.stamp(), wall)
     }
 
     /// Changes when a live value ends.
@@ -194,7 +200,8 @@ impl Replica {
         self.drift_refusals.load(Ordering::Relaxed)
     }
 
-    fn observe(&self, stamp: Stamp, now: Millis) -> Result<(), Refusal> {
+    /// Passes a version's clock, if it is sane.
+    pub fn observe(&self, stamp: Stamp, now: Millis) -> Result<(), Refusal> {
         self.clock
             .observe(stamp.newest().hlc, now)
             .map_err(|drift| self.refuse(stamp, drift))

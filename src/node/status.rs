@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::coordinator::Coordinator;
+use super::handoff::{Handoff, HintsReport};
 use super::membership::{Load, Membership};
 use crate::env::Env;
 use crate::model::{KeyHasher, Millis, NodeId, PartitionId};
@@ -25,6 +26,8 @@ pub struct NodeStatus {
     pub coordinator: Coordinator,
     /// What it holds.
     pub store: Arc<Store>,
+    /// What it holds for others.
+    pub handoff: Arc<Handoff>,
     /// The cluster's hash.
     pub hasher: KeyHasher,
 }
@@ -101,13 +104,22 @@ impl NodeStatus {
     /// What this node holds now.
     #[must_use]
     pub fn load(&self) -> Load {
+        let homes = self.handoff.summaries().into_keys();
         Load {
             keys: self.store.keys(),
             bytes: self.store.bytes(),
-            hints_held: 0,
+            hints_held: self.handoff.count(),
+            hints_for: homes.take(HINTS_FOR_MAX).collect(),
             started_at: self.started_at,
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }
+    }
+
+    /// The hints that this node holds.
+    #[must_use]
+    pub fn hints(&self) -> HintsReport {
+        let view = self.coordinator.view();
+        self.handoff.report(self.self_id.as_str(), &view)
     }
 
     /// How long this node has been up.
@@ -207,3 +219,7 @@ impl NodeStatus {
         }
     }
 }
+
+/// So many names of twenty digits at most fit what gossip carries of a node. With more homes away
+/// at once than that, reads may miss the hints of some.
+const HINTS_FOR_MAX: usize = 48;

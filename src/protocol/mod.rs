@@ -3,10 +3,12 @@
 //! Replicas are numbered by their place in the preference list. Knows nothing of names, sockets,
 //! clocks or threads: the driver performs the actions and says when time is up.
 
+mod hints;
 mod read;
 mod staleness;
 mod write;
 
+pub use hints::{HINT_BYTES, Hint, HintLimits, HintQueues, HintSummary, Kept, Missed};
 pub use read::{ReadAction, ReadOp, ReadPlan, Told, Want};
 pub use staleness::{Samples, WriteSample};
 pub use write::{WriteAction, WriteOp, WritePlan};
@@ -35,6 +37,9 @@ impl Voters {
     /// All of them.
     pub const EVERYONE: Self = Self(u16::MAX);
 
+    /// None of them.
+    pub const NOBODY: Self = Self(0);
+
     /// Those that `is_voter` names among so many.
     #[must_use]
     pub fn those(replicas: usize, is_voter: impl Fn(usize) -> bool) -> Self {
@@ -42,7 +47,9 @@ impl Voters {
         Self(numbers.fold(0, |voters, number| voters | Self::bit(number)))
     }
 
-    const fn contains(self, replica: usize) -> bool {
+    /// Whether this one counts.
+    #[must_use]
+    pub const fn contains(self, replica: usize) -> bool {
         self.0 & Self::bit(replica) != 0
     }
 
@@ -50,6 +57,17 @@ impl Voters {
     const fn bit(replica: usize) -> u16 {
         1 << (replica % 16)
     }
+}
+
+/// A node in a home's stead. It is a replica of the operation like the homes, numbered after them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StandIn {
+    /// For which home.
+    pub home: usize,
+    /// Who: its place among the stand-ins of the preference list.
+    pub place: usize,
+    /// Whether it counts for the home, as it does not where only a zone's own replicas do.
+    pub counts: bool,
 }
 
 /// Replica states of one operation; three fit without an allocation.

@@ -72,6 +72,8 @@ pub enum ConnectionCommand<'a> {
         /// The level of writes from now on.
         write: Option<Level>,
     },
+    /// `QUORATE LAST`: what there is to know of the last requests.
+    Last,
     /// `QUORATE HELP`
     QuorateHelp,
 }
@@ -183,6 +185,9 @@ fn quorate(args: Args<'_>) -> Result<ConnectionCommand<'_>, CommandError> {
     let name = args.get(1).unwrap_or_default();
     if name.eq_ignore_ascii_case(b"help") && args.len() == 2 {
         return Ok(ConnectionCommand::QuorateHelp);
+    }
+    if name.eq_ignore_ascii_case(b"last") && args.len() == 2 {
+        return Ok(ConnectionCommand::Last);
     }
     if !name.eq_ignore_ascii_case(b"level") {
         return Err(CommandError::UnknownSubcommand {

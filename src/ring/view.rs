@@ -81,6 +81,7 @@ pub struct View {
     params: Arc<RingParams>,
     version: u64,
     members: Vec<Member>,
+    is_whole: bool,
     placement: Arc<Placement>,
 }
 
@@ -94,6 +95,7 @@ impl View {
         Self {
             params: Arc::new(params),
             version,
+            is_whole: members.iter().all(|member| member.reachable),
             members,
             placement,
         }
@@ -113,6 +115,7 @@ impl View {
         Self {
             params: Arc::clone(&self.params),
             version,
+            is_whole: members.iter().all(|member| member.reachable),
             members,
             placement,
         }
@@ -125,6 +128,7 @@ impl View {
         for member in &mut view.members {
             member.reachable = is_reachable(&member.id);
         }
+        view.is_whole = view.members.iter().all(|member| member.reachable);
         view
     }
 
@@ -144,6 +148,12 @@ impl View {
     #[must_use]
     pub fn members(&self) -> &[Member] {
         &self.members
+    }
+
+    /// Whether this node can reach all members.
+    #[must_use]
+    pub const fn is_whole(&self) -> bool {
+        self.is_whole
     }
 
     /// The member with this tag.

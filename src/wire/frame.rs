@@ -24,6 +24,9 @@ pub enum FrameError {
     /// Not the `MessagePack` expected here.
     #[error("malformed frame: {0}")]
     Malformed(#[from] rmp_serde::decode::Error),
+    /// Hints travel in frames of their own, under legal keys.
+    #[error("a frame mixes hints with other operations, or has a hint without a legal key")]
+    Mixed,
     /// The response has another number of answers than the request had operations.
     #[error("response has {got} answers, {want} were asked for")]
     Count {
@@ -82,6 +85,11 @@ impl ResponseFrame {
     #[must_use]
     pub const fn bytes(self, out: &[u8]) -> usize {
         out.len() - self.start
+    }
+
+    /// Takes back what was written.
+    pub fn cancel(self, out: &mut Vec<u8>) {
+        out.truncate(self.start);
     }
 
     /// Ends it. Whether its answers are sure is known only now.
@@ -179,11 +187,15 @@ mod tests {
                 Operation::Expire(key, expiry.into()),
                 Operation::Members,
                 Operation::Scan(PartitionId(7), at),
+                Operation::Hint(NodeTag(numbers[0]), key, record.into()),
+                Operation::HintExpiry(NodeTag(numbers[1]), key, expiry.into()),
+                Operation::HintedRead(key),
+                Operation::HintedSummary(key),
             ];
             let header = RequestHeader {
                 id: numbers[0],
                 budget_ms: 7,
-                count: 6,
+                count: 10,
                 clock: HlcTime(numbers[1]),
             };
             let mut out = Vec::new();

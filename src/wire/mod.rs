@@ -88,6 +88,23 @@ pub enum Operation<'a> {
     /// lowest on.
     #[serde(rename = "p")]
     Scan(PartitionId, Option<u64>),
+    /// Keep a record as a hint for this home, which could not take it.
+    #[serde(rename = "h")]
+    Hint(
+        NodeTag,
+        #[serde(borrow)] &'a Bytes,
+        #[serde(borrow)] WireRecord<'a>,
+    ),
+    /// Keep a change of expiry as a hint for this home.
+    #[serde(rename = "x")]
+    HintExpiry(NodeTag, #[serde(borrow)] &'a Bytes, WireExpiry),
+    /// Give the whole record of the newest hint for a key. Whoever is asked is no home of it, so
+    /// its answer is never sure.
+    #[serde(rename = "i", borrow)]
+    HintedRead(&'a Bytes),
+    /// The same without its value.
+    #[serde(rename = "j", borrow)]
+    HintedSummary(&'a Bytes),
 }
 
 /// A record on the wire.
@@ -111,22 +128,22 @@ pub struct WireExpiry {
 /// A replica's answer to one operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Answer<'a> {
-    /// To `Read`: the record, or that there is none.
+    /// To `Read` and `HintedRead`: the record, or that there is none.
     #[serde(rename = "r", borrow)]
     Record(Option<WireRecord<'a>>),
-    /// To `Summary`, and to `Read` where the response frame has no room for one more value.
+    /// To `Summary` and `HintedSummary`, and to reads where the response frame has no room for one more value.
     #[serde(rename = "s")]
     Summary(Option<Summary>),
-    /// To `Write`: taken; what was there before.
+    /// To `Write` and `Hint`: taken; what was there before.
     #[serde(rename = "a")]
     Applied(Prior),
-    /// To `Write`: not taken, because of this.
+    /// To `Write` and `Hint`: not taken, because of this.
     #[serde(rename = "n")]
     Superseded(Prior),
-    /// To `Expire`: what is held now, and when the value was to end before.
+    /// To `Expire` and `HintExpiry`: what is held now, and when the value was to end before.
     #[serde(rename = "e")]
     Expiry(Option<Summary>, Option<Millis>),
-    /// To `Expire`: not changed, because of this.
+    /// To `Expire` and `HintExpiry`: not changed, because of this.
     #[serde(rename = "x")]
     ExpirySuperseded(Stamp),
     /// To `Members`: the encoded member table.
@@ -152,6 +169,14 @@ pub enum Refusal {
     #[error("the key or value is over a limit of the replica")]
     #[serde(rename = "b")]
     TooBig,
+    /// It keeps as many hints as it may, or none at all.
+    #[error("the stand-in has no room for hints")]
+    #[serde(rename = "f")]
+    HintsFull,
+    /// Its disk does not take hints.
+    #[error("the stand-in cannot write hints to its disk")]
+    #[serde(rename = "d")]
+    HintsFailed,
 }
 
 /// Two numbers; flat in `MessagePack`.

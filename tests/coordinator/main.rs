@@ -4,36 +4,40 @@
 #![cfg(test)]
 
 mod edges;
+mod sloppy;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use quorate::env::{Clock, Env, MemoryDisk, SeededRng, SystemClock, Tasks};
+use quorate::env::{Clock, Disk, Durability, Env, MemoryDisk, SeededRng, SystemClock, Tasks};
 use quorate::front::peer_server::PeerServer;
 use quorate::model::{HashedKey, Hlc, KeyHasher, Level, Millis, NodeId, NodeTag, Quorum, Record};
 use quorate::net::MemoryNetwork;
 use quorate::node::coordinator::{
     Action, Config, Coordinator, Outcome, Parts, Request, RequestError,
 };
+use quorate::node::handoff::replay::Replay;
+use quorate::node::handoff::{self, Handoff, Owed};
 use quorate::node::replica::{Replica, Standing};
+use quorate::protocol::HintLimits;
 use quorate::ring::{Member, MemberState, Partitions, RingParams, Role, View};
 use quorate::store::{Applied, Store};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 /// Virtual time with an offset of its own for the wall clock.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct SkewedClock {
+    started: Instant,
     offset_ms: AtomicI64,
 }
 
 impl Clock for SkewedClock {
     fn wall(&self) -> Millis {
         // Far enough from 1970 for an offset of hours.
-        let start = SystemClock.monotonic().into_std().elapsed();
-        let virtual_ms = i64::try_from(start.as_millis()).unwrap();
+        let virtual_ms = i64::try_from(self.started.elapsed().as_millis()).unwrap();
         let ms = 1_800_000_000_000 + virtual_ms + self.offset_ms.load(Ordering::Relaxed);
         Millis(u64::try_from(ms).unwrap())
     }
@@ -49,6 +53,12 @@ struct Node {
     clock: Arc<SkewedClock>,
     store: Arc<Store>,
     coordinator: Coordinator,
+    handoff: Arc<Handoff>,
+    view: watch::Sender<Arc<View>>,
+    owed: watch::Sender<Arc<Owed>>,
+    /// Its own: stopped, it is dead.
+    tasks: Tasks,
+    disk: Arc<MemoryDisk>,
 }
 
 struct Ring {
@@ -58,6 +68,8 @@ struct Ring {
     partitions: Partitions,
     view: Arc<View>,
     quorum: Quorum,
+    is_sloppy: bool,
+    started: Instant,
     tasks: Tasks,
 }
 
@@ -93,35 +105,67 @@ impl Ring {
             partitions: params.partitions,
             view: Arc::new(View::new(params, members.collect())),
             quorum,
+            is_sloppy: true,
+            started: SystemClock.monotonic(),
             tasks,
         };
         for id in &ids {
-            let node = ring.start(id, Standing::sure(ring.partitions), 1);
+            let disk = Arc::new(MemoryDisk::default());
+            let node = ring.start(id, Standing::sure(ring.partitions), 1, disk);
             ring.nodes.push(node);
         }
         ring
     }
 
-    fn start(&self, id: &NodeId, standing: Standing, incarnation: u64) -> Node {
-        let clock = Arc::new(SkewedClock::default());
+    fn start(
+        &self,
+        id: &NodeId,
+        standing: Standing,
+        incarnation: u64,
+        disk: Arc<MemoryDisk>,
+    ) -> Node {
+        let tasks = self.tasks.child();
+        let clock = Arc::new(SkewedClock {
+            started: self.started,
+            offset_ms: AtomicI64::new(0),
+        });
         let env = Env {
             clock: Arc::clone(&clock) as Arc<dyn Clock>,
             rng: SeededRng::from_seed(1),
-            tasks: self.tasks.clone(),
-            disk: Arc::new(MemoryDisk::default()),
+            tasks: tasks.clone(),
+            disk: Arc::clone(&disk) as Arc<dyn Disk>,
         };
         let store = Arc::new(Store::new(self.hasher));
         let hlc = Arc::new(Hlc::new(Duration::from_secs(10)));
         let replica = Replica::new(Arc::clone(&store), Arc::clone(&hlc), 1 << 20, standing);
         let replica = Arc::new(replica);
+        let handoff = Handoff::open(
+            HANDOFF,
+            &*env.disk,
+            Arc::clone(&env.clock),
+            Arc::clone(&replica),
+        )
+        .unwrap();
         let service = PeerServer::new(
             Arc::clone(&replica),
+            Arc::clone(&handoff),
             Arc::clone(&env.clock),
             self.hasher,
             self.partitions,
             Box::new(Bytes::new),
         );
         self.network.connect(id.tag(), Arc::new(service));
+        let view = watch::Sender::new(Arc::clone(&self.view));
+        let owed = watch::Sender::new(Arc::<Owed>::default());
+        let replay = Replay {
+            self_tag: id.tag(),
+            env: env.clone(),
+            view: view.subscribe(),
+            handoff: Arc::clone(&handoff),
+            hasher: self.hasher,
+            transport: Arc::new(self.network.transport(id.tag())),
+        };
+        tasks.spawn(replay.run());
         let coordinator = Coordinator::new(Parts {
             config: Config {
                 quorum: self.quorum,
@@ -130,11 +174,13 @@ impl Ring {
             self_tag: id.tag(),
             writer: id.writer_tag(incarnation),
             env,
-            view: watch::Sender::new(Arc::clone(&self.view)).subscribe(),
+            view: view.subscribe(),
             replica,
             clock: hlc,
             hasher: self.hasher,
             transport: Arc::new(self.network.transport(id.tag())),
+            handoff: Arc::clone(&handoff),
+            owed: owed.subscribe(),
         });
         Node {
             id: id.clone(),
@@ -142,13 +188,20 @@ impl Ring {
             clock,
             store,
             coordinator,
+            handoff,
+            view,
+            owed,
+            tasks,
+            disk,
         }
     }
 
     /// Starts a node anew with this much memory, not yet caught up.
     fn restart(&mut self, node: usize, held: Option<&Record>) {
         let id = self.nodes[node].id.clone();
-        self.nodes[node] = self.start(&id, Standing::unsure(self.partitions), 2);
+        self.nodes[node].tasks.stop();
+        let disk = Arc::clone(&self.nodes[node].disk);
+        self.nodes[node] = self.start(&id, Standing::unsure(self.partitions), 2, disk);
         if let Some(held) = held {
             let applied = self.nodes[node]
                 .store
@@ -171,9 +224,10 @@ impl Ring {
             key: Bytes::from_static(b"key"),
             action,
             level,
+            is_sloppy: self.is_sloppy,
         };
         let coordinator = &self.nodes[node].coordinator;
-        coordinator.run(vec![request]).await.pop().unwrap()
+        coordinator.run(vec![request]).await.outcomes.pop().unwrap()
     }
 
     async fn run(&self, node: usize, action: Action) -> Outcome {
@@ -453,16 +507,29 @@ async fn writes_of_one_key_in_one_batch_keep_their_order() {
             expires_at: None,
         },
         level: Level::Quorum,
+        is_sloppy: true,
     };
     for round in 0..20 {
         // A competitor writes the same key at the same time.
         let batch = (0..50).map(|number| write(round * 100 + number)).collect();
-        let (outcomes, _) =
-            tokio::join!(ring.nodes[0].coordinator.run(batch), ring.set(1, "other"));
-        assert!(outcomes.iter().all(|outcome| *outcome == Outcome::Written));
+        let (ran, _) = tokio::join!(ring.nodes[0].coordinator.run(batch), ring.set(1, "other"));
+        assert!(
+            ran.outcomes
+                .iter()
+                .all(|outcome| *outcome == Outcome::Written)
+        );
         settle().await;
         let last = Bytes::from((round * 100 + 49).to_string());
         let read = ring.get(2).await;
         assert!(read == Some(last) || read == value("other"), "{read:?}");
     }
 }
+
+const HANDOFF: handoff::Config = handoff::Config {
+    limits: HintLimits {
+        bytes_max: 100_000,
+        window: Duration::from_secs(3_600),
+    },
+    durability: Durability::Synced,
+    replay_bytes_per_s: 1 << 20,
+};

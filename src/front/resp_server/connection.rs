@@ -260,8 +260,12 @@ impl Executor<'_> {
         let now = self.shared.env.clock.wall();
         let mut reply = Encoder::new(&mut self.output, self.session.protocol());
         let rules = &self.shared.config.levels;
-        let levels = |key: &[u8]| self.session.levels().of(key, rules);
-        self.plan
+        let levels = |key: &[u8]| {
+            let levels = self.session.levels().of(key, rules);
+            (levels, rules.is_sloppy(key))
+        };
+        let sloppy_writes = self
+            .plan
             .run(
                 (&self.shared.coordinator, &levels),
                 now,
@@ -269,6 +273,7 @@ impl Executor<'_> {
                 &mut reply,
             )
             .await;
+        self.session.note_sloppy_writes(sloppy_writes);
     }
 
     fn reply(&mut self) -> Encoder<'_> {

@@ -11,18 +11,30 @@ pub struct LevelRules {
     pub socket: Levels,
     /// Of keys that begin with a prefix.
     pub keyspaces: Vec<(Vec<u8>, Levels)>,
+    /// Whether others may stand in for home nodes.
+    pub sloppy: bool,
+    /// The same for keys that begin with a prefix.
+    pub sloppy_keyspaces: Vec<(Vec<u8>, bool)>,
 }
 
 impl LevelRules {
     /// The levels of a key's own keyspace: of the longest prefix that it begins with.
     pub(super) fn of_keyspace(&self, key: &[u8]) -> Option<Levels> {
-        let fitting = self
-            .keyspaces
-            .iter()
-            .filter(|(prefix, _)| key.starts_with(prefix));
-        let (_, levels) = fitting.max_by_key(|(prefix, _)| prefix.len())?;
-        Some(*levels)
+        longest_prefix(&self.keyspaces, key)
     }
+
+    /// Whether others may stand in for the home nodes of a key.
+    pub(super) fn is_sloppy(&self, key: &[u8]) -> bool {
+        longest_prefix(&self.sloppy_keyspaces, key).unwrap_or(self.sloppy)
+    }
+}
+
+fn longest_prefix<T: Copy>(keyspaces: &[(Vec<u8>, T)], key: &[u8]) -> Option<T> {
+    let fitting = keyspaces
+        .iter()
+        .filter(|(prefix, _)| key.starts_with(prefix));
+    let (_, found) = fitting.max_by_key(|(prefix, _)| prefix.len())?;
+    Some(*found)
 }
 
 /// The levels of one connection: what it asked for, or else what the key's keyspace has, or else
@@ -95,5 +107,16 @@ mod tests {
         assert_eq!(connection.shown(), levels("quorum/all"));
         connection.reset();
         assert_eq!(connection.shown(), levels("all"));
+    }
+
+    #[test]
+    fn the_longest_prefix_says_whether_others_may_stand_in() {
+        let rules = LevelRules {
+            sloppy: true,
+            sloppy_keyspaces: vec![(b"lock:".to_vec(), false), (b"lock:soft:".to_vec(), true)],
+            ..LevelRules::default()
+        };
+        let keys: [&[u8]; 3] = [b"a", b"lock:a", b"lock:soft:a"];
+        assert_eq!(keys.map(|key| rules.is_sloppy(key)), [true, false, true]);
     }
 }

@@ -8,15 +8,15 @@ use std::ops::Range;
 use bytes::Bytes;
 
 use crate::model::{Levels, Millis, Summary};
-use crate::node::coordinator::{Action, Coordinator, Local, Outcome, Request, RequestError};
+use crate::node::coordinator::{Action, Coordinator, Local, Outcome, Ran, Request, RequestError};
 use crate::protocol::QuorumNotMet;
 use crate::resp::{CommandKind, DataCommand, Encoder, ExpiryArg, TtlForm};
 use crate::wire::Refusal;
 
 use super::stats::RespStats;
 
-/// Which levels requests on a key have.
-pub(super) type LevelsOf<'a> = &'a (dyn Fn(&[u8]) -> Levels + Sync);
+/// Which levels requests on a key have, and whether others may stand in for its homes.
+pub(super) type LevelsOf<'a> = &'a (dyn Fn(&[u8]) -> (Levels, bool) + Sync);
 
 /// Commands waiting to be carried out together.
 #[derive(Debug, Default)]
@@ -131,14 +131,14 @@ impl Plan {
         self.replies.push(Planned::Command { kind, shape, steps });
     }
 
-    /// Carries everything out and empties the plan.
+    /// Carries everything out and empties the plan. How many writes counted stand-ins.
     pub(super) async fn run(
         &mut self,
         (coordinator, levels): (&Coordinator, LevelsOf<'_>),
         now: Millis,
         stats: &RespStats,
         reply: &mut Encoder<'_>,
-    ) {
+    ) -> u64 {
         // One copy of what the client sent, shared by all its requests.
         let buffer = Bytes::from(std::mem::take(&mut self.buffer));
         let requests = self.steps.drain(..).map(|step| {
@@ -153,14 +153,22 @@ impl Plan {
                 Verb::Expire { at } => Action::Expire { at },
             };
             let key = buffer.slice(step.key);
-            let levels = levels(&key);
+            let (levels, is_sloppy) = levels(&key);
             let level = match action {
                 Action::Get | Action::Look => levels.read,
                 Action::Set { .. } | Action::Delete | Action::Expire { .. } => levels.write,
             };
-            Request { key, action, level }
+            Request {
+                key,
+                action,
+                level,
+                is_sloppy,
+            }
         });
-        let outcomes = coordinator.run(requests.collect()).await;
+        let Ran {
+            outcomes,
+            sloppy_writes,
+        } = coordinator.run(requests.collect()).await;
         for planned in self.replies.drain(..) {
             match planned {
                 Planned::Command { kind, shape, steps } => {
@@ -170,6 +178,7 @@ impl Plan {
                 Planned::Error(text) => reply.error(&text),
             }
         }
+        sloppy_writes
     }
 
     fn step(&mut self, key: &[u8], verb: Verb, shape: Shape) -> Shape {

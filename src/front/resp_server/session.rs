@@ -46,6 +46,8 @@ pub(super) struct Session {
     is_logged_in: bool,
     queue: Option<Queue>,
     levels: ConnectionLevels,
+    /// Writes of the last requests that stand-ins acknowledged.
+    sloppy_writes: u64,
 }
 
 impl Session {
@@ -56,7 +58,13 @@ impl Session {
             protocol: Protocol::Resp2,
             is_logged_in,
             queue: None,
+            sloppy_writes: 0,
         }
+    }
+
+    /// What came of requests that were carried out together.
+    pub(super) const fn note_sloppy_writes(&mut self, sloppy_writes: u64) {
+        self.sloppy_writes = sloppy_writes;
     }
 
     pub(super) const fn protocol(&self) -> Protocol {
@@ -191,6 +199,11 @@ impl Session {
                 reply.integer(i64::try_from(shared.facts.ring_keys()).unwrap_or(i64::MAX));
             }
             ConnectionCommand::Level { read, write } => self.level(read, write, &mut reply),
+            ConnectionCommand::Last => {
+                reply.map(1);
+                reply.bulk(b"sloppy_writes");
+                reply.integer(i64::try_from(self.sloppy_writes).unwrap_or(i64::MAX));
+            }
             ConnectionCommand::QuorateHelp => {
                 reply.array(QUORATE_HELP.len());
                 QUORATE_HELP.iter().for_each(|line| reply.simple(line));
@@ -375,6 +388,9 @@ const QUORATE_HELP: &[&str] = &[
     "LEVEL [READ level] [WRITE level]",
     "    Show or set how consistent this connection's requests are. A level is one of",
     "    one, quorum, all, local_quorum, linearizable. RESET goes back to the default.",
+    "LAST",
+    "    Tell how many writes of this connection's last requests (those sent in one go) were",
+    "    acknowledged with the help of stand-ins, because home nodes were away.",
     "HELP",
     "    Print this help.",
 ];

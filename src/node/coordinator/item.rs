@@ -7,7 +7,8 @@ use super::{Action, Inner, Outcome, Request, RequestError};
 use crate::model::{
     Body, Expiry, HashedKey, Level, Millis, NodeTag, PartitionId, Stamp, Summary, Version,
 };
-use crate::protocol::{QuorumNotMet, ReadOp, ReadPlan, Voters, Want, WriteOp, WritePlan};
+use crate::node::handoff::Owed;
+use crate::protocol::{QuorumNotMet, ReadOp, ReadPlan, StandIn, Voters, Want, WriteOp, WritePlan};
 use crate::ring::View;
 
 /// One request under way.
@@ -15,6 +16,8 @@ pub(super) struct Item {
     pub(super) key: Bytes,
     pub(super) hash: u64,
     pub(super) partition: PartitionId,
+    /// Only replicas in the coordinator's own zone count.
+    pub(super) is_local_only: bool,
     pub(super) operation: Op,
 }
 
@@ -59,6 +62,8 @@ pub(super) struct Start<'a> {
     pub(super) wall: Millis,
     /// The cluster's clock.
     pub(super) now: Millis,
+    /// Who is owed hints.
+    pub(super) owed: &'a Owed,
 }
 
 impl Item {
@@ -68,12 +73,23 @@ impl Item {
             view,
             wall,
             now,
+            owed,
         } = *start;
-        let Request { key, action, level } = request;
+        let Request {
+            key,
+            action,
+            level,
+            is_sloppy,
+        } = request;
         let HashedKey {
             hash, partition, ..
         } = shared.hashed(view, &key);
-        let homes = Homes::of(shared, view, partition);
+        let is_sloppy = is_sloppy && level != Level::Linearizable;
+        let homes = Homes {
+            is_sloppy,
+            owed: owed_homes(owed, view.homes(partition)),
+            ..Homes::of(shared, view, partition)
+        };
         let read = |need, want| ReadOp::new(homes.count(), homes.read_plan(level, need, want, now));
         let quorum = shared.config.quorum;
         let reads = level.read(quorum, homes.in_zone()).count;
@@ -106,6 +122,7 @@ impl Item {
                     // All homes are to hear of it.
                     voters: Voters::EVERYONE,
                     frugal: false,
+                    leaves_hints: true,
                     ..homes.read_plan(level, writes, Want::Summary, now)
                 };
                 Op::Expire(ExpireOp {
@@ -124,6 +141,7 @@ impl Item {
             key,
             hash,
             partition,
+            is_local_only: level == Level::LocalQuorum && homes.in_zone() > 0,
             operation,
         }
     }
@@ -133,6 +151,26 @@ impl Item {
             bytes: &self.key,
             hash: self.hash,
             partition: self.partition,
+        }
+    }
+
+    /// Who stands in as this replica, if it is no home.
+    pub(super) fn stand_in(&self, replica: usize) -> Option<StandIn> {
+        match &self.operation {
+            Op::Read(op) | Op::Learn { op, .. } | Op::Expire(ExpireOp { read: op, .. }) => {
+                op.stand_in(replica)
+            }
+            Op::Write { op, .. } => op.stand_in(replica),
+        }
+    }
+
+    /// Whether stand-ins made up its quorum.
+    pub(super) const fn was_sloppy(&self) -> bool {
+        match &self.operation {
+            Op::Read(op) | Op::Learn { op, .. } | Op::Expire(ExpireOp { read: op, .. }) => {
+                op.was_sloppy()
+            }
+            Op::Write { op, .. } => op.was_sloppy(),
         }
     }
 
@@ -216,6 +254,8 @@ struct Homes<'a> {
     near: SmallVec<[bool; 3]>,
     /// The coordinator's own number, if it is one of them.
     own: Option<usize>,
+    is_sloppy: bool,
+    owed: Voters,
 }
 
 impl<'a> Homes<'a> {
@@ -227,6 +267,8 @@ impl<'a> Homes<'a> {
             homes,
             near: homes.iter().map(|&home| zone(home) == own_zone).collect(),
             own: homes.iter().position(|&home| home == shared.self_tag),
+            is_sloppy: false,
+            owed: Voters::NOBODY,
         }
     }
 
@@ -259,6 +301,9 @@ impl<'a> Homes<'a> {
                 .own
                 .or_else(|| self.near.iter().position(|&near| near))
                 .unwrap_or(0),
+            is_sloppy: self.is_sloppy,
+            owed: self.owed,
+            leaves_hints: false,
             now,
         }
     }
@@ -268,8 +313,16 @@ impl<'a> Homes<'a> {
             need,
             voters: self.voters(level),
             is_ordered: level == Level::Linearizable,
+            is_sloppy: self.is_sloppy,
         }
     }
+}
+
+fn owed_homes(owed: &Owed, homes: &[NodeTag]) -> Voters {
+    if owed.is_empty() {
+        return Voters::NOBODY;
+    }
+    Voters::those(homes.len(), |home| !owed.holders(homes[home]).is_empty())
 }
 
 /// The deadline gives an outcome to every item that has none: this is never reached.

@@ -25,6 +25,7 @@ use tokio::sync::watch;
 use self::batch::Batch;
 use self::hedging::Hedging;
 pub use self::local::Local;
+use super::handoff::{Handoff, Owed};
 use super::replica::Replica;
 use super::staleness::StalenessMeter;
 use crate::env::Env;
@@ -32,7 +33,6 @@ use crate::model::{HashedKey, Hlc, KeyHasher, Level, Millis, NodeTag, Quorum, Su
 use crate::net::Transport;
 use crate::protocol::QuorumNotMet;
 use crate::ring::View;
-use crate::wire::Refusal;
 
 /// Settings of the coordinator.
 #[derive(Debug, Clone, Copy)]
@@ -52,6 +52,8 @@ pub struct Request {
     pub action: Action,
     /// How consistent it is to be.
     pub level: Level,
+    /// Whether others may stand in for its home nodes; never at level `linearizable`.
+    pub is_sloppy: bool,
 }
 
 /// What to do with a key.
@@ -130,6 +132,19 @@ pub struct CoordinatorStats {
     pub quorums_not_met: AtomicU64,
     /// Reads that asked another replica for the record because the first was slow.
     pub hedged_reads: AtomicU64,
+    /// Writes whose quorum counted stand-ins.
+    pub sloppy_writes: AtomicU64,
+    /// Reads whose quorum counted stand-ins: these may be stale.
+    pub sloppy_reads: AtomicU64,
+}
+
+/// What came of requests that were run together.
+#[derive(Debug)]
+pub struct Ran {
+    /// Of each, in their order.
+    pub outcomes: Vec<Outcome>,
+    /// How many of the writes counted stand-ins.
+    pub sloppy_writes: u64,
 }
 
 /// Coordinates the requests of one node. Made to be shared by all its connections.
@@ -146,6 +161,8 @@ pub(super) struct Inner {
     pub(super) clock: Arc<Hlc>,
     pub(super) hasher: KeyHasher,
     pub(super) transport: Arc<dyn Transport>,
+    pub(super) handoff: Arc<Handoff>,
+    pub(super) owed: watch::Receiver<Arc<Owed>>,
     pub(super) stats: CoordinatorStats,
     hedging: Hedging,
     staleness: StalenessMeter,
@@ -173,6 +190,10 @@ pub struct Parts {
     pub hasher: KeyHasher,
     /// Calls to peers.
     pub transport: Arc<dyn Transport>,
+    /// The hints of this node.
+    pub handoff: Arc<Handoff>,
+    /// Who is owed hints, as it changes.
+    pub owed: watch::Receiver<Arc<Owed>>,
 }
 
 impl Coordinator {
@@ -189,6 +210,8 @@ impl Coordinator {
             clock,
             hasher,
             transport,
+            handoff,
+            owed,
         } = parts;
         let stats = CoordinatorStats::default();
         Self(Arc::new(Inner {
@@ -201,6 +224,8 @@ impl Coordinator {
             clock,
             hasher,
             transport,
+            handoff,
+            owed,
             stats,
             hedging: Hedging::default(),
             staleness: StalenessMeter::default(),
@@ -209,15 +234,18 @@ impl Coordinator {
 
     /// Carries out requests, together as far as their order allows, and returns their outcomes in
     /// the same order. Requests on the same key take effect in the order given.
-    pub async fn run(&self, requests: Vec<Request>) -> Vec<Outcome> {
-        let mut outcomes = Vec::with_capacity(requests.len());
+    pub async fn run(&self, requests: Vec<Request>) -> Ran {
+        let mut ran = Ran {
+            outcomes: Vec::with_capacity(requests.len()),
+            sloppy_writes: 0,
+        };
         let mut rest = requests;
         while !rest.is_empty() {
             let later = rest.split_off(self.independent(&rest));
-            outcomes.extend(Batch::run(&self.0, rest).await);
+            Batch::run(&self.0, rest, &mut ran).await;
             rest = later;
         }
-        outcomes
+        ran
     }
 
     /// A short cut for a node that is alone in its ring: the same rules without a network.
@@ -326,7 +354,7 @@ impl Class {
 
 fn why(error: QuorumNotMet) -> String {
     match error.refusal {
-        Some(refusal @ (Refusal::ClockDrift | Refusal::TooBig)) => format!(" ({refusal})"),
+        Some(refusal) => format!(" ({refusal})"),
         None => String::new(),
     }
 }

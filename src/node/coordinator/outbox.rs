@@ -31,6 +31,8 @@ pub(super) enum What {
 pub(super) struct Parcel {
     pub(super) to: NodeTag,
     pub(super) urgent: bool,
+    /// It holds hints, and nothing else: their answers wait for a disk, others must not.
+    pub(super) has_hints: bool,
     pub(super) operations: Operations,
     pub(super) expected: Vec<Expected>,
 }
@@ -58,9 +60,11 @@ impl Outbox {
         operation: &Operation<'_>,
         expected: Expected,
     ) {
+        let has_hints = matches!(operation, Operation::Hint(..) | Operation::HintExpiry(..));
         let fits = |parcel: &&mut Parcel| {
             parcel.to == to
                 && parcel.urgent == urgent
+                && parcel.has_hints == has_hints
                 // Below the size of a frame even with one more value of the longest kind.
                 && parcel.operations.encoded().len() < RESPONSE_VALUES_BYTES_MAX
         };
@@ -69,6 +73,7 @@ impl Outbox {
             None => self.0.push_mut(Parcel {
                 to,
                 urgent,
+                has_hints,
                 operations: Operations::default(),
                 expected: Vec::new(),
             }),

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::Millis;
+use crate::model::{Millis, NodeTag};
 use crate::ring::{MemberEntry, RingParams};
 use crate::wire::WIRE_VERSION;
 
@@ -27,6 +27,9 @@ pub struct Load {
     pub bytes: u64,
     /// Hints held for others.
     pub hints_held: u64,
+    /// For whom.
+    #[serde(default)]
+    pub hints_for: Vec<NodeTag>,
     /// When the node started.
     pub started_at: Millis,
     /// The version of its software.

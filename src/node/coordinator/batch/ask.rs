@@ -3,7 +3,7 @@
 use serde_bytes::Bytes as ByteSlice;
 
 use super::{Batch, Expected, Op, Reply, State, What, count};
-use crate::model::{Expiry, NodeTag, RecordRef, Summary};
+use crate::model::{Expiry, RecordRef, Summary};
 use crate::protocol::{ReadOp, Told};
 use crate::wire::{Operation, Refusal};
 
@@ -12,61 +12,79 @@ impl Batch {
         let homes = self.homes(state.items[number].partition);
         // The local copy first: if it is newer than this write, that is found out before a byte
         // is sent.
-        if let Some(local) = homes.iter().position(|&home| self.is_self(home)) {
-            self.ask_first(state, number, local, self.shared.self_tag);
+        let local = homes.iter().position(|&home| self.is_self(home));
+        if let Some(local) = local {
+            self.ask_first(state, number, local);
         }
-        for (replica, &home) in homes.iter().enumerate() {
-            if !self.is_self(home) {
-                self.ask_first(state, number, replica, home);
-            }
+        for replica in (0..homes.len()).filter(|&replica| Some(replica) != local) {
+            self.ask_first(state, number, replica);
         }
         if homes.is_empty() {
             // No member holds data yet. The deadline answers, with how many replied: none.
-            self.on_deadline(state, number);
+            return self.on_deadline(state, number);
         }
+        // Those who stood in for a write before it was stamped anew.
+        let stand_ins = match &state.items[number].operation {
+            Op::Write { op, .. } => op.stand_ins().map(|(number, _)| number).collect(),
+            _ => Vec::new(),
+        };
+        for stand_in in stand_ins {
+            self.ask_first(state, number, stand_in);
+        }
+        self.replace_absent(state, number);
     }
 
     /// Sends the first question of an operation to one replica.
-    pub(super) fn ask_first(&self, state: &mut State, item: usize, replica: usize, home: NodeTag) {
+    pub(super) fn ask_first(&self, state: &mut State, item: usize, replica: usize) {
         match &state.items[item].operation {
             Op::Read(op) | Op::Learn { op, .. } => {
                 if op.is_asked(replica) {
                     let whole = op.is_asked_for_record(replica);
-                    self.ask_held(state, item, replica, home, whole);
+                    self.ask_held(state, item, replica, whole);
                 }
             }
-            Op::Write { .. } => self.ask_write(state, item, replica, home),
+            Op::Write { op, .. } => {
+                if op.is_asked(replica) {
+                    self.ask_write(state, item, replica);
+                }
+            }
             Op::Expire(op) => {
                 let expiry = op.expiry;
-                self.ask_expiry(state, item, replica, home, expiry);
+                self.ask_expiry(state, item, replica, expiry);
             }
         }
     }
 
-    pub(super) fn ask_held(
-        &self,
-        state: &mut State,
-        item: usize,
-        replica: usize,
-        home: NodeTag,
-        whole: bool,
-    ) {
+    pub(super) fn ask_held(&self, state: &mut State, item: usize, replica: usize, whole: bool) {
         let expected = Expected {
             item,
             replica,
             what: What::Held,
         };
+        let to = self.replica(state, item, replica);
+        let stands_in = state.items[item].stand_in(replica).is_some();
         let State { items, outbox, .. } = state;
         let key = &items[item].key;
-        if home != self.shared.self_tag {
+        if to != self.shared.self_tag {
             let key = ByteSlice::new(key);
-            let ask = if whole {
-                Operation::Read(key)
-            } else {
-                Operation::Summary(key)
+            let ask = match (stands_in, whole) {
+                (false, true) => Operation::Read(key),
+                (false, false) => Operation::Summary(key),
+                (true, true) => Operation::HintedRead(key),
+                (true, false) => Operation::HintedSummary(key),
             };
-            outbox.push(home, true, &ask, expected);
+            outbox.push(to, true, &ask, expected);
             return;
+        }
+        if stands_in {
+            let reply = self.shared.handoff.read(key, |record| {
+                Reply::Told(Told {
+                    held: record.map(|record| Summary::of(record.into())),
+                    record: record.filter(|_| whole).cloned(),
+                    is_sure: false,
+                })
+            });
+            return self.on_reply(state, expected, reply);
         }
         let key = items[item].hashed();
         let is_sure = self.shared.replica.is_sure(key.partition);
@@ -81,7 +99,9 @@ impl Batch {
         self.on_reply(state, expected, reply);
     }
 
-    pub(super) fn ask_write(&self, state: &mut State, item: usize, replica: usize, home: NodeTag) {
+    pub(super) fn ask_write(&self, state: &mut State, item: usize, replica: usize) {
+        let to = self.replica(state, item, replica);
+        let stood_in_for = self.stood_in_for(state, item, replica);
         let State { items, outbox, .. } = state;
         let Op::Write { op, payload } = &items[item].operation else {
             return;
@@ -101,10 +121,15 @@ impl Batch {
             expiry,
             value: payload.value.as_deref(),
         };
-        if home != self.shared.self_tag {
-            let write = Operation::Write(ByteSlice::new(&items[item].key), record.into());
-            outbox.push(home, true, &write, expected);
-            return;
+        let key = ByteSlice::new(&items[item].key);
+        if let Some(home) = stood_in_for {
+            let is_urgent = op.outcome().is_none();
+            let hint = Operation::Hint(home, key, record.into());
+            return outbox.push(to, is_urgent, &hint, expected);
+        }
+        if to != self.shared.self_tag {
+            let write = Operation::Write(key, record.into());
+            return outbox.push(to, true, &write, expected);
         }
         let written = if self.may_keep(version) {
             let key = items[item].hashed();
@@ -124,18 +149,24 @@ impl Batch {
         state: &mut State,
         item: usize,
         replica: usize,
-        home: NodeTag,
         expiry: Expiry,
     ) {
+        let to = self.replica(state, item, replica);
+        let stood_in_for = self.stood_in_for(state, item, replica);
         let expected = Expected {
             item,
             replica,
             what: What::Expiry(expiry.version),
         };
-        if home != self.shared.self_tag {
-            let change = Operation::Expire(ByteSlice::new(&state.items[item].key), expiry.into());
-            state.outbox.push(home, true, &change, expected);
-            return;
+        let State { items, outbox, .. } = state;
+        let key = ByteSlice::new(&items[item].key);
+        if let Some(home) = stood_in_for {
+            let hint = Operation::HintExpiry(home, key, expiry.into());
+            return outbox.push(to, true, &hint, expected);
+        }
+        if to != self.shared.self_tag {
+            let change = Operation::Expire(key, expiry.into());
+            return outbox.push(to, true, &change, expected);
         }
         let key = state.items[item].hashed();
         let changed = if self.may_keep(expiry.version) {

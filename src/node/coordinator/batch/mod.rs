@@ -3,6 +3,7 @@
 mod answer;
 mod ask;
 mod perform;
+mod stand_in;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,9 +15,10 @@ use tokio::time::{Instant, timeout_at};
 use super::item::{Item, Op, Payload, Start};
 use super::outbox::{Expected, Outbox, Parcel, What};
 use super::reply::Reply;
-use super::{Inner, Outcome, Request};
+use super::{Inner, Ran, Request};
 use crate::model::{HlcTime, Millis, NodeTag, PartitionId, Prior, Summary, Version};
 use crate::net::{CallError, Lane, ReplySink, Response};
+use crate::node::handoff::Owed;
 use crate::protocol::WriteSample;
 use crate::ring::View;
 use crate::wire::{FrameError, Refusal};
@@ -26,6 +28,7 @@ use crate::wire::{FrameError, Refusal};
 pub(super) struct Batch {
     shared: Arc<Inner>,
     view: Arc<View>,
+    owed: Arc<Owed>,
     state: Mutex<State>,
     answered: Notify,
 }
@@ -46,7 +49,8 @@ struct Sample {
 
 impl Batch {
     /// Runs requests that may travel together to their outcomes.
-    pub(super) async fn run(shared: &Arc<Inner>, requests: Vec<Request>) -> Vec<Outcome> {
+    pub(super) async fn run(shared: &Arc<Inner>, requests: Vec<Request>, ran: &mut Ran) {
+        let owed = Arc::clone(&shared.owed.borrow());
         let view = Arc::clone(&shared.view.borrow());
         let unanswered = requests.len();
         shared.hedging.earn(unanswered);
@@ -56,6 +60,7 @@ impl Batch {
             view: &view,
             wall,
             now: shared.clock.read(wall).millis(),
+            owed: &owed,
         };
         let items: Vec<Item> = requests
             .into_iter()
@@ -70,6 +75,7 @@ impl Batch {
         let batch = Arc::new(Self {
             shared: Arc::clone(shared),
             view,
+            owed,
             state: Mutex::new(state),
             answered: Notify::new(),
         });
@@ -81,23 +87,34 @@ impl Batch {
         // Later than what any replica had passed when it answered.
         let now = batch.clock().millis();
         let state = batch.lock();
-        state.items.iter().map(|item| item.outcome(now)).collect()
+        let is_sloppy_write = |item: &&Item| {
+            matches!(item.operation, Op::Write { .. } | Op::Expire(_)) && item.was_sloppy()
+        };
+        ran.sloppy_writes += state.items.iter().filter(is_sloppy_write).count() as u64;
+        let outcomes = state.items.iter().map(|item| item.outcome(now));
+        ran.outcomes.extend(outcomes);
     }
 
     async fn wait(self: &Arc<Self>, deadline: Instant) {
         if self.lock().unanswered == 0 {
             return;
         }
-        let slow = self.shared.env.clock.monotonic() + self.slow_after();
-        if timeout_at(slow.min(deadline), self.answered.notified())
-            .await
-            .is_ok()
-        {
-            return;
+        let begun = self.shared.env.clock.monotonic();
+        let slow_after = self.slow_after();
+        let late_after = (slow_after * LATE_FACTOR).clamp(LATE_MIN, self.shared.config.timeout / 4);
+        let patience: [(Duration, fn(&Self, &mut State, usize)); 2] = [
+            (slow_after, Self::on_slow),
+            (late_after.max(slow_after), Self::on_late),
+        ];
+        for (patience, change) in patience {
+            let until = (begun + patience).min(deadline);
+            if timeout_at(until, self.answered.notified()).await.is_ok() {
+                return;
+            }
+            self.with_state(deadline, |batch, state| {
+                (0..state.items.len()).for_each(|item| change(batch, state, item));
+            });
         }
-        self.with_state(deadline, |batch, state| {
-            (0..state.items.len()).for_each(|item| batch.on_slow(state, item));
-        });
         if timeout_at(deadline, self.answered.notified())
             .await
             .is_err()
@@ -108,18 +125,18 @@ impl Batch {
         }
     }
 
-    /// After how long those who were asked for a record count as slow.
+    /// After how long those who are asked count as slow: of a read, whoever is asked for the
+    /// record, of a write all homes.
     fn slow_after(&self) -> Duration {
         let state = self.lock();
         let asked = state.items.iter().flat_map(|item| {
             let homes = self.homes(item.partition).iter().enumerate();
-            let read = match &item.operation {
-                Op::Read(op) => Some(op),
-                _ => None,
-            };
             homes.filter_map(move |(replica, &home)| {
-                read.is_some_and(|op| op.is_asked_for_record(replica))
-                    .then_some(home)
+                let is_asked = match &item.operation {
+                    Op::Read(op) => op.is_asked_for_record(replica),
+                    _ => true,
+                };
+                is_asked.then_some(home)
             })
         });
         self.shared.hedging.slow_after(asked)
@@ -149,11 +166,15 @@ impl Batch {
     }
 
     fn send(self: &Arc<Self>, state: &mut State, parcel: Parcel, deadline: Instant) {
+        if self.is_self(parcel.to) {
+            return self.keep_here(parcel, deadline);
+        }
         let lane = parcel.lane();
         let Parcel {
             to,
             mut operations,
             expected,
+            has_hints,
             ..
         } = parcel;
         operations.set_clock(self.clock());
@@ -167,7 +188,8 @@ impl Batch {
             batch: Arc::clone(self),
             to,
             sent: self.shared.env.clock.monotonic(),
-            is_timed: lane == Lane::Foreground,
+            // Hints wait for a disk as well.
+            is_timed: lane == Lane::Foreground && !has_hints,
             expected,
         };
         // The sink is given away with the call: keep what is needed if the call is refused.
@@ -210,8 +232,15 @@ impl Batch {
 
     fn on_finished(&self, state: &mut State, item: usize) {
         state.unanswered -= 1;
-        if state.items[item].has_failed() {
-            count(&self.shared.stats.quorums_not_met, 1);
+        let stats = &self.shared.stats;
+        let item = &state.items[item];
+        if item.has_failed() {
+            count(&stats.quorums_not_met, 1);
+        } else if item.was_sloppy() {
+            match &item.operation {
+                Op::Read(_) | Op::Learn { .. } => count(&stats.sloppy_reads, 1),
+                Op::Write { .. } | Op::Expire(_) => count(&stats.sloppy_writes, 1),
+            }
         }
     }
 
@@ -298,7 +327,7 @@ impl Sample {
         shared.staleness.wants_sample(sent).then(|| Self {
             item,
             sent,
-            arrivals: WriteSample(smallvec::smallvec![None; op.replicas()]),
+            arrivals: WriteSample(smallvec::smallvec![None; op.homes()]),
         })
     }
 
@@ -370,3 +399,8 @@ fn has_later_write(items: &[Item], item: usize) -> bool {
 fn count(counter: &AtomicU64, more: usize) {
     counter.fetch_add(more as u64, Ordering::Relaxed);
 }
+
+/// A home that takes so many times as long as it usually does is late: a disk of another node is
+/// worth asking.
+const LATE_FACTOR: u32 = 4;
+const LATE_MIN: Duration = Duration::from_millis(25);

@@ -10,13 +10,12 @@ impl Batch {
         for action in actions {
             match action {
                 ReadAction::Ask { replica } => {
-                    let home = self.homes(state.items[item].partition)[replica];
-                    self.ask_first(state, item, replica, home);
+                    self.ask_first(state, item, replica);
                 }
                 ReadAction::Fetch { replica } => {
-                    let home = self.homes(state.items[item].partition)[replica];
-                    self.ask_held(state, item, replica, home, true);
+                    self.ask_held(state, item, replica, true);
                 }
+                ReadAction::StandIns { home } => self.replace_reader(state, item, home),
                 ReadAction::Repair { replica } => self.repair(state, item, replica),
                 ReadAction::Finished => match &state.items[item].operation {
                     Op::Learn { op, .. } if !state.items[item].has_failed() => {
@@ -57,6 +56,7 @@ impl Batch {
         for action in actions {
             match action {
                 WriteAction::Restamp { replica, past } => self.restamp(state, item, replica, past),
+                WriteAction::StandIn { home } => self.replace_writer(state, item, home),
                 WriteAction::Finished => self.on_finished(state, item),
             }
         }

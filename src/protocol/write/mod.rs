@@ -3,8 +3,12 @@
 //! The record goes to all homes at once and is done at w acknowledgements. A replica that holds
 //! something newer says so; then the write is stamped anew, above that, and sent again: its caller
 //! made it later than what it found, whatever the clocks say.
+//!
+//! Sloppy quorum (DeCandia et al., *Dynamo*, 2007): a home that fails, or is late, is replaced by a
+//! stand-in, which keeps the record for it and whose acknowledgement counts in its stead. A home and
+//! its stand-in count once.
 
-use super::{QuorumNotMet, Replicas, Voters, count_u8};
+use super::{QuorumNotMet, Replicas, StandIn, Voters};
 use crate::model::{Prior, Version};
 use crate::wire::Refusal;
 
@@ -22,6 +26,11 @@ pub enum WriteAction {
         /// What the next stamp must exceed.
         past: Version,
     },
+    /// Find somebody to stand in for this home: [`WriteOp::on_stand_in`], at once.
+    StandIn {
+        /// The home.
+        home: usize,
+    },
     /// [`WriteOp::outcome`] is there: answer the caller.
     Finished,
 }
@@ -37,19 +46,32 @@ pub struct WritePlan {
     /// written beside this write, not before it: it may as well have come after, and this write
     /// counts as taken. To stamp it anew would let readers see it, then the other, then it again.
     pub is_ordered: bool,
+    /// Whether others may stand in for homes.
+    pub is_sloppy: bool,
 }
 
 /// The write of one key.
 #[derive(Debug)]
 pub struct WriteOp {
     plan: WritePlan,
-    replicas: Replicas<State>,
+    /// The homes, then those who stand in for some of them, or did.
+    replicas: Replicas<Replica>,
+    homes: usize,
+    /// Homes without anybody left to stand in for them.
+    forsaken: u16,
     /// The versions this write has had; the last is the present one.
     versions: smallvec::SmallVec<[Version; 1]>,
     /// The newest state that this write replaced, its own earlier versions aside.
     prior: Prior,
     refusal: Option<Refusal>,
     outcome: Option<Result<Prior, QuorumNotMet>>,
+    was_sloppy: bool,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Replica {
+    state: State,
+    stand_in: Option<StandIn>,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -61,23 +83,50 @@ enum State {
 }
 
 impl WriteOp {
-    /// A write to `replicas`.
+    /// A write to `homes`.
     #[must_use]
-    pub fn new(replicas: usize, plan: WritePlan, version: Version) -> Self {
+    pub fn new(homes: usize, plan: WritePlan, version: Version) -> Self {
         Self {
             plan,
-            replicas: Replicas::from_elem(State::default(), replicas),
+            replicas: Replicas::from_elem(Replica::default(), homes),
+            homes,
+            forsaken: 0,
             versions: smallvec::smallvec![version],
             prior: Prior::default(),
             refusal: None,
             outcome: None,
+            was_sloppy: false,
         }
     }
 
-    /// How many replicas are written to.
+    /// How many homes are written to.
     #[must_use]
-    pub fn replicas(&self) -> usize {
-        self.replicas.len()
+    pub const fn homes(&self) -> usize {
+        self.homes
+    }
+
+    /// All that stand in or were asked to, by number.
+    pub fn stand_ins(&self) -> impl Iterator<Item = (usize, StandIn)> {
+        let replicas = self.replicas.iter().enumerate();
+        replicas.filter_map(|(number, replica)| Some((number, replica.stand_in?)))
+    }
+
+    /// Who stands in as this replica, if it is no home.
+    #[must_use]
+    pub fn stand_in(&self, replica: usize) -> Option<StandIn> {
+        self.replicas[replica].stand_in
+    }
+
+    /// Whether this replica is to be sent the record, and has not answered.
+    #[must_use]
+    pub fn is_asked(&self, replica: usize) -> bool {
+        self.replicas[replica].state == State::Waiting
+    }
+
+    /// Whether stand-ins made up the quorum that the caller was told of.
+    #[must_use]
+    pub const fn was_sloppy(&self) -> bool {
+        self.was_sloppy
     }
 
     /// The version to write now.
@@ -97,7 +146,7 @@ impl WriteOp {
     ) {
         self.note_prior(prior);
         if version == self.version() {
-            self.replicas[replica] = State::Applied;
+            self.replicas[replica].state = State::Applied;
             self.advance(actions);
         }
     }
@@ -149,7 +198,39 @@ impl WriteOp {
     pub fn on_restamped(&mut self, version: Version) {
         debug_assert!(version > self.version(), "a new stamp is a later one");
         self.versions.push(version);
-        self.replicas.fill(State::Waiting);
+        for replica in &mut self.replicas {
+            // A stand-in that failed was replaced by another.
+            if replica.stand_in.is_none() || replica.state != State::Failed {
+                replica.state = State::Waiting;
+            }
+        }
+    }
+
+    /// A home is late, or known to be away: it may still answer, but somebody else is asked too.
+    pub fn on_late(&mut self, home: usize, actions: &mut Vec<WriteAction>) {
+        if self.is_asked(home) {
+            self.seek(home, actions);
+        }
+    }
+
+    /// Somebody stands in for a home, and is sent the record; `None`: there is nobody left. The
+    /// stand-in's number.
+    pub fn on_stand_in(
+        &mut self,
+        home: usize,
+        stand_in: Option<StandIn>,
+        actions: &mut Vec<WriteAction>,
+    ) -> Option<usize> {
+        if stand_in.is_some() {
+            self.replicas.push(Replica {
+                state: State::Waiting,
+                stand_in,
+            });
+            return Some(self.replicas.len() - 1);
+        }
+        self.forsaken |= 1 << (home % 16);
+        self.advance(actions);
+        None
     }
 
     /// A replica did not take this version, and will not.
@@ -162,8 +243,13 @@ impl WriteOp {
     ) {
         self.refusal = self.refusal.or(refusal);
         if version == self.version() {
-            self.replicas[replica] = State::Failed;
-            self.advance(actions);
+            self.replicas[replica].state = State::Failed;
+            // Nobody else would take it either.
+            let is_final = matches!(refusal, Some(Refusal::ClockDrift | Refusal::TooBig));
+            let home = self.replicas[replica].stand_in.map_or(replica, |s| s.home);
+            if is_final || !self.seek(home, actions) {
+                self.advance(actions);
+            }
         }
     }
 
@@ -186,15 +272,38 @@ impl WriteOp {
         self.versions.len() - 1
     }
 
+    /// Looks for a stand-in if there is to be one; whether there is.
+    fn seek(&mut self, home: usize, actions: &mut Vec<WriteAction>) -> bool {
+        let may = self.plan.is_sloppy
+            && !self.plan.is_ordered
+            && self.forsaken & (1 << (home % 16)) == 0
+            // The caller was told that it failed: it must not take effect more than it has.
+            && !matches!(self.outcome, Some(Err(_)))
+            && !self.is_stood_in_for(home);
+        if may {
+            actions.push(WriteAction::StandIn { home });
+        }
+        may
+    }
+
+    fn is_stood_in_for(&self, home: usize) -> bool {
+        self.replicas.iter().any(|replica| {
+            replica.state != State::Failed
+                && replica
+                    .stand_in
+                    .is_some_and(|stand_in| stand_in.home == home)
+        })
+    }
+
     fn advance(&mut self, actions: &mut Vec<WriteAction>) {
         if self.outcome.is_some() {
             return;
         }
-        let (applied, waiting) = (self.count(State::Applied), self.count(State::Waiting));
-        if applied >= self.plan.need {
+        if self.count(State::Applied) >= self.plan.need {
+            self.was_sloppy = self.homes_that_are(State::Applied) < self.plan.need;
             self.outcome = Some(Ok(self.prior));
             actions.push(WriteAction::Finished);
-        } else if waiting == 0 {
+        } else if !self.replicas.iter().any(|r| r.state == State::Waiting) {
             // Not before: the caller is told how many acknowledged, and all have had their say.
             self.fail(actions);
         }
@@ -209,10 +318,28 @@ impl WriteOp {
         actions.push(WriteAction::Finished);
     }
 
+    /// Homes in this state, by themselves or by a stand-in that counts.
     fn count(&self, state: State) -> u8 {
-        let voters = self.replicas.iter().enumerate();
-        let voters = voters.filter(|(number, _)| self.plan.voters.contains(*number));
-        count_u8(voters, |(_, &held)| held == state)
+        if self.replicas.len() == self.homes {
+            return self.homes_that_are(state);
+        }
+        let is_by_stand_in = |home: usize| {
+            self.replicas.iter().any(|replica| {
+                let stand_in = replica.stand_in.filter(|stand_in| stand_in.counts);
+                replica.state == state && stand_in.is_some_and(|stand_in| stand_in.home == home)
+            })
+        };
+        let voters = (0..self.homes).filter(|&home| self.plan.voters.contains(home));
+        let counted =
+            voters.filter(|&home| self.replicas[home].state == state || is_by_stand_in(home));
+        u8::try_from(counted.count()).unwrap_or(u8::MAX)
+    }
+
+    fn homes_that_are(&self, state: State) -> u8 {
+        let homes = self.replicas[..self.homes].iter().enumerate();
+        let counted = homes
+            .filter(|(home, replica)| self.plan.voters.contains(*home) && replica.state == state);
+        u8::try_from(counted.count()).unwrap_or(u8::MAX)
     }
 
     fn note_prior(&mut self, prior: Prior) {
@@ -225,7 +352,7 @@ impl WriteOp {
     }
 
     fn is_majority(&self) -> bool {
-        2 * usize::from(self.plan.need) > self.replicas.len()
+        2 * usize::from(self.plan.need) > self.homes
     }
 }
 
@@ -234,149 +361,4 @@ impl WriteOp {
 const VERSIONS_MAX: usize = 32;
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::{HlcTime, NodeTag, Stamp};
-
-    fn plan(need: u8) -> WritePlan {
-        WritePlan {
-            need,
-            voters: Voters::EVERYONE,
-            is_ordered: false,
-        }
-    }
-
-    fn version(hlc: u64) -> Version {
-        Version {
-            hlc: HlcTime(hlc),
-            node: NodeTag(1),
-        }
-    }
-
-    fn held(hlc: u64) -> Prior {
-        Prior {
-            stamp: Some(Stamp::fresh(version(hlc))),
-            live: true,
-        }
-    }
-
-    #[test]
-    fn done_at_w_acknowledgements() {
-        let mut op = WriteOp::new(3, plan(2), version(5));
-        let mut actions = Vec::new();
-        op.on_applied(0, version(5), held(3), &mut actions);
-        assert_eq!(actions, []);
-        op.on_applied(2, version(5), held(4), &mut actions);
-        assert_eq!(actions, [WriteAction::Finished]);
-        assert_eq!(
-            op.outcome(),
-            Some(&Ok(held(4))),
-            "the newest of what was replaced"
-        );
-        op.on_applied(1, version(5), held(3), &mut actions);
-        assert_eq!(actions.len(), 1, "finished once");
-    }
-
-    #[test]
-    fn impossible_quorums_say_how_many_acknowledged() {
-        let mut op = WriteOp::new(3, plan(3), version(5));
-        let mut actions = Vec::new();
-        op.on_applied(0, version(5), Prior::default(), &mut actions);
-        op.on_failed(1, version(5), Some(Refusal::ClockDrift), &mut actions);
-        assert_eq!(actions, [], "the third one still counts");
-        op.on_applied(2, version(5), Prior::default(), &mut actions);
-        assert_eq!(actions, [WriteAction::Finished]);
-        let error = QuorumNotMet {
-            need: 3,
-            got: 2,
-            refusal: Some(Refusal::ClockDrift),
-        };
-        assert_eq!(op.outcome(), Some(&Err(error)));
-    }
-
-    #[test]
-    fn a_superseded_write_is_stamped_anew_and_counts_afresh() {
-        let mut op = WriteOp::new(3, plan(2), version(5));
-        let mut actions = Vec::new();
-        op.on_applied(0, version(5), Prior::default(), &mut actions);
-        op.on_superseded(1, version(5), held(9), &mut actions);
-        assert_eq!(
-            actions,
-            [WriteAction::Restamp {
-                replica: 1,
-                past: version(9)
-            }]
-        );
-        op.on_restamped(version(10));
-        // The acknowledgement of the old version no longer counts.
-        actions.clear();
-        op.on_applied(2, version(5), Prior::default(), &mut actions);
-        op.on_applied(0, version(10), held(5), &mut actions);
-        assert_eq!(actions, []);
-        op.on_applied(1, version(10), held(9), &mut actions);
-        assert_eq!(actions, [WriteAction::Finished]);
-        assert_eq!(
-            op.outcome(),
-            Some(&Ok(held(9))),
-            "its own earlier version is no prior state"
-        );
-    }
-
-    #[test]
-    fn after_the_answer_only_a_minority_write_is_stamped_anew() {
-        for (need, restamps) in [(1, true), (2, false)] {
-            let mut op = WriteOp::new(3, plan(need), version(5));
-            let mut actions = Vec::new();
-            (0..usize::from(need)).for_each(|replica| {
-                op.on_applied(replica, version(5), Prior::default(), &mut actions);
-            });
-            assert_eq!(actions, [WriteAction::Finished]);
-            op.on_superseded(2, version(5), held(9), &mut actions);
-            assert_eq!(actions.len() == 2, restamps, "w = {need}");
-        }
-    }
-
-    #[test]
-    fn an_ordered_write_is_not_stamped_anew() {
-        let mut op = WriteOp::new(
-            3,
-            WritePlan {
-                is_ordered: true,
-                ..plan(2)
-            },
-            version(5),
-        );
-        let mut actions = Vec::new();
-        op.on_applied(0, version(5), held(4), &mut actions);
-        op.on_superseded(1, version(5), held(9), &mut actions);
-        assert_eq!(actions, [WriteAction::Finished]);
-    }
-
-    #[test]
-    fn only_voters_count() {
-        let voters = Voters::those(3, |replica| replica != 1);
-        let mut op = WriteOp::new(3, WritePlan { voters, ..plan(2) }, version(5));
-        let mut actions = Vec::new();
-        op.on_applied(1, version(5), Prior::default(), &mut actions);
-        op.on_applied(0, version(5), Prior::default(), &mut actions);
-        assert_eq!(actions, []);
-        op.on_applied(2, version(5), Prior::default(), &mut actions);
-        assert_eq!(actions, [WriteAction::Finished]);
-    }
-
-    #[test]
-    fn a_key_written_without_end_fails_instead_of_trying_for_ever() {
-        let mut op = WriteOp::new(1, plan(1), version(1));
-        let mut actions = Vec::new();
-        let mut hlc = 1;
-        while op.outcome().is_none() {
-            actions.clear();
-            op.on_superseded(0, version(hlc), held(hlc + 1), &mut actions);
-            if let Some(WriteAction::Restamp { .. }) = actions.first() {
-                hlc += 2;
-                op.on_restamped(version(hlc));
-            }
-        }
-        assert_eq!(op.restamps(), VERSIONS_MAX - 1);
-    }
-}
+mod tests;

@@ -5,8 +5,14 @@
 //! that replied with less is repaired first, so that no later read at r > n / 2 goes back in time
 //! (the write-back of Attiya, Bar-Noy, Dolev, *Sharing Memory Robustly*, 1995, done only where
 //! replies differ). After the answer, late replies are still repaired.
+//!
+//! Where stand-ins may take writes in the stead of homes, a home that others hold hints for may have
+//! missed what was acknowledged: it is *owed*, and counts like one that has lost its memory, only
+//! when there are not enough others. Then the stand-ins are asked as well. So a read meets every
+//! acknowledged write at r + w > n, as without stand-ins, if it knows who is owed: each home that it
+//! counted has taken the write itself, or has been given its hint, or its stand-ins have been heard.
 
-use super::{QuorumNotMet, Replicas, Voters, count_u8};
+use super::{QuorumNotMet, Replicas, StandIn, Voters, count_u8};
 use crate::model::{Millis, Record, Stamp, Summary};
 use crate::wire::Refusal;
 
@@ -37,6 +43,12 @@ pub struct ReadPlan {
     pub want: Want,
     /// Who is asked first, and for the whole record.
     pub first: usize,
+    /// Whether others may stand in for homes that do not answer or are owed.
+    pub is_sloppy: bool,
+    /// Homes that others hold hints for.
+    pub owed: Voters,
+    /// Stand-ins are found for every home that fails, as they are to keep something for it.
+    pub leaves_hints: bool,
     /// When it was begun: a replica need not hold what had ended by then.
     pub now: Millis,
 }
@@ -59,6 +71,11 @@ pub enum ReadAction {
         /// Its number.
         replica: usize,
     },
+    /// Find those who stand in for this home: [`ReadOp::on_stand_ins`], at once.
+    StandIns {
+        /// The home.
+        home: usize,
+    },
     /// [`ReadOp::outcome`] is there: answer the caller.
     Finished,
 }
@@ -79,7 +96,11 @@ pub struct Told {
 #[derive(Debug)]
 pub struct ReadOp {
     plan: ReadPlan,
+    /// The homes, then those who stand in for some of them.
     replicas: Replicas<Replica>,
+    homes: usize,
+    /// Homes for which stand-ins were looked for.
+    sought: u16,
     /// The newest whole record seen.
     record: Option<Record>,
     refusal: Option<Refusal>,
@@ -87,12 +108,16 @@ pub struct ReadOp {
     /// The replies differed.
     has_disagreed: bool,
     is_late: bool,
+    was_sloppy: bool,
     fetches_left: u8,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
 struct Replica {
     state: State,
+    stand_in: Option<StandIn>,
+    /// Has not answered for so long that others are asked in its stead.
+    is_late: bool,
     /// Asked for the whole record, and has not answered that yet.
     fetching: bool,
     /// Being repaired to this stamp.
@@ -115,12 +140,12 @@ enum State {
 }
 
 impl ReadOp {
-    /// A read of `replicas`.
+    /// A read of `homes`.
     ///
     /// The driver sends the first questions, to those that [`ReadOp::is_asked`] names.
     #[must_use]
-    pub fn new(replicas: usize, plan: ReadPlan) -> Self {
-        let mut states = Replicas::from_elem(Replica::default(), replicas);
+    pub fn new(homes: usize, plan: ReadPlan) -> Self {
+        let mut states = Replicas::from_elem(Replica::default(), homes);
         for (number, replica) in states.iter_mut().enumerate() {
             replica.state = if !plan.voters.contains(number) {
                 State::Out
@@ -134,14 +159,17 @@ impl ReadOp {
         let mut op = Self {
             plan,
             replicas: states,
+            homes,
+            sought: 0,
             record: None,
             refusal: None,
             outcome: None,
             has_disagreed: false,
             is_late: false,
+            was_sloppy: false,
             fetches_left,
         };
-        if plan.first < replicas {
+        if plan.first < homes {
             op.first_question(plan.first);
         }
         while op.count(Replica::is_waiting) < plan.need
@@ -184,6 +212,8 @@ impl ReadOp {
             is_sure,
         } = told;
         self.replicas[replica].fetching = false;
+        let is_owed = !self.plan.strict && self.plan.owed.contains(replica);
+        let is_sure = is_sure && !is_owed;
         let stamp = held.map(|summary| summary.stamp);
         // Replies can overtake each other: a replica never holds less than it once said.
         if !matches!(self.replicas[replica].state, State::Holds { held: Some(h), .. } if Some(h.stamp) > stamp)
@@ -225,11 +255,66 @@ impl ReadOp {
         actions: &mut Vec<ReadAction>,
     ) {
         self.refusal = self.refusal.or(refusal);
+        let stand_in = self.replicas[replica].stand_in;
         self.replicas[replica] = Replica {
             state: State::Failed,
+            stand_in,
             ..Replica::default()
         };
+        if stand_in.is_none() && self.plan.leaves_hints && !self.has_failed() {
+            self.seek(replica, actions);
+        }
         self.advance(actions);
+    }
+
+    /// A home is late, or known to be away: it may still answer, but it is not waited for.
+    pub fn on_late(&mut self, home: usize, actions: &mut Vec<ReadAction>) {
+        if !self.replicas[home].is_waiting() || self.outcome.is_some() {
+            return;
+        }
+        self.replicas[home].is_late = true;
+        if self.plan.leaves_hints {
+            self.seek(home, actions);
+        }
+        self.advance(actions);
+    }
+
+    /// These stand in for a home, and are asked. Their numbers are the next ones, in this order.
+    pub fn on_stand_ins(
+        &mut self,
+        stand_ins: impl IntoIterator<Item = StandIn>,
+        actions: &mut Vec<ReadAction>,
+    ) {
+        let fetching = self.wants_record();
+        let replicas = stand_ins.into_iter().map(|stand_in| Replica {
+            state: State::Waiting,
+            stand_in: Some(stand_in),
+            fetching,
+            ..Replica::default()
+        });
+        let before = self.replicas.len();
+        self.replicas.extend(replicas);
+        if self.replicas.len() == before {
+            self.advance(actions);
+        }
+    }
+
+    /// How many replicas there are, stand-ins included.
+    #[must_use]
+    pub fn replicas(&self) -> usize {
+        self.replicas.len()
+    }
+
+    /// Who stands in as this replica, if it is no home.
+    #[must_use]
+    pub fn stand_in(&self, replica: usize) -> Option<StandIn> {
+        self.replicas[replica].stand_in
+    }
+
+    /// Whether stand-ins made up the quorum that the caller was answered with.
+    #[must_use]
+    pub const fn was_sloppy(&self) -> bool {
+        self.was_sloppy
     }
 
     /// Those who were asked are slow: ask another one as well.
@@ -295,8 +380,10 @@ impl ReadOp {
         let newest = self.newest();
         let is_over = newest.is_some_and(|summary| summary.is_over(self.plan.now));
         let newest = newest.map(|summary| summary.stamp);
-        let holders = self.count(|replica| replica.agrees(newest, is_over));
-        let disagree = holders < self.count(Replica::has_replied);
+        let agreeing = self.count(|replica| replica.agrees(newest, is_over));
+        let replied = self.count(Replica::has_replied);
+        let disagree = agreeing < replied;
+        let holders = agreeing + self.stood_in(replied, |r| r.agrees(newest, is_over));
         self.has_disagreed |= disagree;
         if self.plan.want == Want::Stamp {
             return self.finish(newest, actions);
@@ -322,23 +409,70 @@ impl ReadOp {
         if sure >= self.plan.need || matches!(self.outcome, Some(Ok(_))) {
             return true;
         }
-        let mut waiting = self.count(Replica::is_waiting);
+        let mut waiting = self.count(Replica::is_waited_for);
         while sure + waiting < self.plan.need
             && let Some(next) = self.next_idle()
         {
             self.ask(next, actions);
             waiting += 1;
         }
-        if waiting > 0 && !self.is_late {
+        if sure + waiting < self.plan.need && !self.is_late && self.seek_all(actions) {
             return false;
         }
-        if !self.plan.strict && self.count(Replica::has_replied) >= self.plan.need {
+        let is_heard = |replica: &Replica| replica.stand_in.is_none() || !replica.is_waiting();
+        if (waiting > 0 || !self.replicas.iter().all(is_heard)) && !self.is_late {
+            return false;
+        }
+        if !self.plan.strict && self.replied_or_stood_in() >= self.plan.need {
             return true;
         }
-        if waiting == 0 && self.outcome.is_none() {
+        if !self.replicas.iter().any(Replica::is_waiting) && self.outcome.is_none() {
             self.fail(actions);
         }
         false
+    }
+
+    /// Looks for stand-ins for all homes that cannot be counted on, once each; whether there are
+    /// any to look for.
+    fn seek_all(&mut self, actions: &mut Vec<ReadAction>) -> bool {
+        let before = actions.len();
+        for home in 0..self.homes {
+            let is_owed = self.plan.owed.contains(home);
+            let replica = self.replicas[home];
+            let is_missing = matches!(replica.state, State::Failed) || replica.is_late;
+            let counts = !matches!(replica.state, State::Out);
+            if counts && (is_missing || is_owed) {
+                self.seek(home, actions);
+            }
+        }
+        actions.len() > before
+    }
+
+    fn seek(&mut self, home: usize, actions: &mut Vec<ReadAction>) {
+        let bit = 1 << (home % 16);
+        if self.plan.is_sloppy && !self.plan.strict && self.sought & bit == 0 {
+            self.sought |= bit;
+            actions.push(ReadAction::StandIns { home });
+        }
+    }
+
+    /// Stand-ins of which this is true, as many as there are homes that have not replied.
+    fn stood_in(&self, replied: u8, of: impl Fn(&Replica) -> bool) -> u8 {
+        let counts = |replica: &&Replica| replica.stand_in.is_some_and(|s| s.counts) && of(replica);
+        let stand_ins = self.replicas[self.homes..].iter().filter(counts).count();
+        let voters = self.count(|replica| !matches!(replica.state, State::Out));
+        u8::try_from(stand_ins)
+            .unwrap_or(u8::MAX)
+            .min(voters.saturating_sub(replied))
+    }
+
+    fn replied_or_stood_in(&self) -> u8 {
+        let replied = self.count(Replica::has_replied);
+        replied + self.stood_in(replied, Replica::has_replied)
+    }
+
+    const fn has_failed(&self) -> bool {
+        matches!(self.outcome, Some(Err(_)))
     }
 
     fn ask(&mut self, replica: usize, actions: &mut Vec<ReadAction>) {
@@ -386,7 +520,10 @@ impl ReadOp {
         actions: &mut Vec<ReadAction>,
     ) {
         for (number, replica) in self.replicas.iter_mut().enumerate() {
-            let is_stale = replica.has_replied() && !replica.agrees(newest, is_over);
+            // What a stand-in keeps is for a home, not for itself.
+            let is_stale = replica.stand_in.is_none()
+                && replica.has_replied()
+                && !replica.agrees(newest, is_over);
             if is_stale && replica.repairing.is_none() {
                 replica.repairing = newest;
                 actions.push(ReadAction::Repair { replica: number });
@@ -399,6 +536,7 @@ impl ReadOp {
             return;
         }
         let holder = self.replicas.iter().find(|replica| replica.holds(newest));
+        self.was_sloppy = self.count(Replica::has_replied) < self.plan.need;
         self.outcome = Some(Ok(holder.and_then(Replica::held)));
         actions.push(ReadAction::Finished);
     }
@@ -407,7 +545,7 @@ impl ReadOp {
         let got = if self.plan.strict {
             self.count(Replica::is_sure)
         } else {
-            self.count(Replica::has_replied)
+            self.replied_or_stood_in()
         };
         let error = QuorumNotMet {
             need: self.plan.need,
@@ -418,8 +556,9 @@ impl ReadOp {
         actions.push(ReadAction::Finished);
     }
 
+    /// Homes of which this is true.
     fn count(&self, of: impl Fn(&Replica) -> bool) -> u8 {
-        count_u8(&self.replicas, of)
+        count_u8(&self.replicas[..self.homes], of)
     }
 
     fn newest(&self) -> Option<Summary> {
@@ -435,6 +574,10 @@ impl ReadOp {
 impl Replica {
     const fn is_waiting(&self) -> bool {
         matches!(self.state, State::Waiting)
+    }
+
+    const fn is_waited_for(&self) -> bool {
+        self.is_waiting() && !self.is_late
     }
 
     const fn has_replied(&self) -> bool {
@@ -475,288 +618,4 @@ impl State {
 const FETCHES_PER_REPLICA: u8 = 2;
 
 #[cfg(test)]
-mod tests {
-    use bytes::Bytes;
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::model::{HlcTime, NodeTag, Version};
-
-    fn record(hlc: u64) -> Record {
-        let version = Version {
-            hlc: HlcTime(hlc),
-            node: NodeTag(1),
-        };
-        Record::value(version, None, Bytes::from(hlc.to_string()))
-    }
-
-    fn plan(need: u8, want: Want) -> ReadPlan {
-        ReadPlan {
-            need,
-            voters: Voters::EVERYONE,
-            strict: false,
-            frugal: false,
-            want,
-            first: 0,
-            now: Millis(0),
-        }
-    }
-
-    fn told(held: Option<Summary>, record: Option<Record>) -> Told {
-        Told {
-            held,
-            record,
-            is_sure: true,
-        }
-    }
-
-    fn summary(hlc: u64) -> Option<Summary> {
-        (hlc > 0).then(|| Summary::of((&record(hlc)).into()))
-    }
-
-    /// Replica `replica` holds version `hlc` (0: nothing) and answers what it was asked first.
-    fn reply(op: &mut ReadOp, replica: usize, hlc: u64) -> Vec<ReadAction> {
-        let whole = op.is_asked_for_record(replica) && hlc > 0;
-        let mut actions = Vec::new();
-        let told = told(summary(hlc), whole.then(|| record(hlc)));
-        op.on_told(replica, told, &mut actions);
-        actions
-    }
-
-    #[test]
-    fn equal_replies_answer_at_once() {
-        let mut op = ReadOp::new(3, plan(2, Want::Record));
-        assert_eq!(reply(&mut op, 0, 5), []);
-        assert_eq!(reply(&mut op, 2, 5), [ReadAction::Finished]);
-        assert_eq!(op.outcome(), Some(&Ok(summary(5))));
-        assert_eq!(op.record(), Some(&record(5)));
-        assert_eq!(reply(&mut op, 1, 5), []);
-    }
-
-    #[test]
-    fn absent_everywhere_needs_no_record() {
-        let mut op = ReadOp::new(3, plan(2, Want::Record));
-        assert_eq!(reply(&mut op, 1, 0), []);
-        assert_eq!(reply(&mut op, 2, 0), [ReadAction::Finished]);
-        assert_eq!(op.outcome(), Some(&Ok(None)));
-    }
-
-    #[test]
-    fn a_stale_replica_is_repaired_before_the_answer() {
-        let mut op = ReadOp::new(3, plan(2, Want::Record));
-        reply(&mut op, 0, 5);
-        assert_eq!(reply(&mut op, 1, 0), [ReadAction::Repair { replica: 1 }]);
-        assert_eq!(op.outcome(), None);
-        let mut actions = Vec::new();
-        op.on_repaired(1, &mut actions);
-        assert_eq!(actions, [ReadAction::Finished]);
-        // The late reply is stale as well: repaired after the answer.
-        assert_eq!(reply(&mut op, 2, 3), [ReadAction::Repair { replica: 2 }]);
-    }
-
-    #[test]
-    fn the_newest_is_fetched_from_whoever_holds_it() {
-        let mut op = ReadOp::new(3, plan(2, Want::Record));
-        reply(&mut op, 0, 5);
-        assert_eq!(reply(&mut op, 1, 7), [ReadAction::Fetch { replica: 1 }]);
-        let mut actions = Vec::new();
-        op.on_told(1, told(summary(7), Some(record(7))), &mut actions);
-        assert_eq!(actions, [ReadAction::Repair { replica: 0 }]);
-        // A third reply that holds it too makes two: the answer need not wait for the repair.
-        assert_eq!(reply(&mut op, 2, 7), [ReadAction::Finished]);
-        assert_eq!(op.record(), Some(&record(7)));
-    }
-
-    #[test]
-    fn a_dead_replica_of_the_record_is_replaced() {
-        let mut op = ReadOp::new(3, plan(2, Want::Record));
-        assert_eq!(reply(&mut op, 1, 5), []);
-        assert_eq!(reply(&mut op, 2, 5), []);
-        let mut actions = Vec::new();
-        op.on_slow(&mut actions);
-        assert_eq!(actions, [ReadAction::Fetch { replica: 1 }]);
-        actions.clear();
-        op.on_failed(0, None, &mut actions);
-        assert_eq!(actions, []);
-        op.on_told(1, told(summary(5), Some(record(5))), &mut actions);
-        assert_eq!(actions, [ReadAction::Finished]);
-    }
-
-    #[test]
-    fn when_all_have_answered_or_failed_it_ends() {
-        let mut op = ReadOp::new(3, plan(2, Want::Summary));
-        let mut actions = Vec::new();
-        op.on_failed(1, None, &mut actions);
-        assert_eq!(reply(&mut op, 0, 5), []);
-        op.on_failed(2, None, &mut actions);
-        assert_eq!(actions, [ReadAction::Finished]);
-        assert_eq!(
-            op.outcome(),
-            Some(&Err(QuorumNotMet {
-                need: 2,
-                got: 1,
-                refusal: None
-            }))
-        );
-    }
-
-    #[test]
-    fn who_has_lost_its_memory_counts_only_when_nobody_better_is_left() {
-        for strict in [false, true] {
-            let mut op = ReadOp::new(
-                3,
-                ReadPlan {
-                    strict,
-                    ..plan(2, Want::Summary)
-                },
-            );
-            let mut actions = Vec::new();
-            let unsure = Told {
-                is_sure: false,
-                ..told(None, None)
-            };
-            op.on_told(1, unsure, &mut actions);
-            op.on_told(0, told(summary(5), None), &mut actions);
-            assert_eq!(actions, [], "one more may know better");
-            op.on_failed(2, None, &mut actions);
-            assert_eq!(op.outcome().is_some_and(Result::is_err), strict);
-        }
-    }
-
-    #[test]
-    fn a_frugal_read_asks_another_when_one_fails_or_is_slow() {
-        let frugal = ReadPlan {
-            frugal: true,
-            first: 1,
-            ..plan(1, Want::Record)
-        };
-        let mut op = ReadOp::new(3, frugal);
-        assert_eq!(
-            [0, 1, 2].map(|replica| op.is_asked(replica)),
-            [false, true, false]
-        );
-        let mut actions = Vec::new();
-        op.on_failed(1, None, &mut actions);
-        assert_eq!(actions, [ReadAction::Ask { replica: 0 }]);
-        assert!(op.is_asked_for_record(0));
-        actions.clear();
-        op.on_slow(&mut actions);
-        assert_eq!(actions, [ReadAction::Ask { replica: 2 }]);
-        actions.clear();
-        op.on_told(2, told(summary(5), Some(record(5))), &mut actions);
-        assert_eq!(actions, [ReadAction::Finished]);
-    }
-
-    #[test]
-    fn only_voters_are_asked_and_count() {
-        let voters = Voters::those(3, |replica| replica != 0);
-        let mut op = ReadOp::new(
-            3,
-            ReadPlan {
-                voters,
-                first: 1,
-                ..plan(1, Want::Record)
-            },
-        );
-        assert_eq!(
-            [0, 1, 2].map(|replica| op.is_asked(replica)),
-            [false, true, true]
-        );
-        assert_eq!(reply(&mut op, 1, 5), [ReadAction::Finished]);
-    }
-
-    #[test]
-    fn what_has_ended_is_not_brought_back_to_those_who_have_freed_it() {
-        let over = Record::value(record(5).version, Some(Millis(7)), Bytes::new());
-        let over = Some(Summary::of((&over).into()));
-        let now = Millis(7);
-        let mut op = ReadOp::new(
-            3,
-            ReadPlan {
-                now,
-                ..plan(2, Want::Record)
-            },
-        );
-        assert_eq!(reply(&mut op, 0, 0), []);
-        let mut actions = Vec::new();
-        op.on_told(1, told(over, None), &mut actions);
-        assert_eq!(actions, [ReadAction::Finished]);
-        assert_eq!(op.outcome(), Some(&Ok(over)));
-        // Who holds something older is told all the same.
-        assert_eq!(reply(&mut op, 2, 3), [ReadAction::Fetch { replica: 1 }]);
-    }
-
-    #[test]
-    fn a_stamp_is_learnt_without_repairs() {
-        let mut op = ReadOp::new(3, plan(2, Want::Stamp));
-        assert_eq!(reply(&mut op, 0, 3), []);
-        assert_eq!(reply(&mut op, 1, 5), [ReadAction::Finished]);
-        assert_eq!(op.outcome(), Some(&Ok(summary(5))));
-    }
-
-    proptest! {
-        /// Whatever replicas hold, and in whatever order they answer: the answer is the newest of
-        /// at least r replies, r replicas hold it by then, and in the end all that answered do.
-        #[test]
-        fn answers_are_newest_and_settled(
-            (held, r) in (1usize..6).prop_flat_map(|n| (prop::collection::vec(0u64..4, n), 1..=n)),
-            whole in any::<prop::sample::Index>(),
-            order in any::<u64>(),
-            wants_record in any::<bool>(),
-            frugal in any::<bool>(),
-        ) {
-            let n = held.len();
-            let mut held = held;
-            let want = if wants_record { Want::Record } else { Want::Summary };
-            let plan = ReadPlan {
-                frugal,
-                first: whole.index(n),
-                ..plan(u8::try_from(r).unwrap(), want)
-            };
-            let mut op = ReadOp::new(n, plan);
-            let mut asked: Vec<usize> = (0..n).filter(|&i| op.is_asked(i)).collect();
-            prop_assert_eq!(asked.len(), if frugal { r } else { n });
-            // Questions on their way; which is answered next is up to `order`.
-            let mut open: Vec<(usize, bool, bool)> =
-                asked.iter().map(|&i| (i, op.is_asked_for_record(i), false)).collect();
-            let mut seed = order;
-            let mut finished = false;
-            while !open.is_empty() {
-                seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-                let pick = usize::try_from(seed >> 33).unwrap() % open.len();
-                let (replica, whole, repair) = open.swap_remove(pick);
-                let mut actions = Vec::new();
-                if repair {
-                    held[replica] = held[replica].max(op.record().unwrap().version.hlc.0);
-                    op.on_repaired(replica, &mut actions);
-                } else {
-                    let hlc = held[replica];
-                    let record = (whole && hlc > 0).then(|| record(hlc));
-                    op.on_told(replica, told(summary(hlc), record), &mut actions);
-                }
-                for action in actions {
-                    match action {
-                        ReadAction::Ask { replica } => {
-                            asked.push(replica);
-                            open.push((replica, op.is_asked_for_record(replica), false));
-                        }
-                        ReadAction::Fetch { replica } => open.push((replica, true, false)),
-                        ReadAction::Repair { replica } => open.push((replica, false, true)),
-                        ReadAction::Finished => {
-                            prop_assert!(!finished);
-                            finished = true;
-                            let answer = op.outcome().unwrap().unwrap();
-                            let hlc = answer.map_or(0, |summary| summary.stamp.value.hlc.0);
-                            prop_assert!(held.iter().filter(|&&h| h >= hlc).count() >= r);
-                            if wants_record && hlc > 0 {
-                                prop_assert_eq!(op.record(), Some(&record(hlc)));
-                            }
-                        }
-                    }
-                }
-            }
-            prop_assert!(finished);
-            prop_assert!(asked.iter().all(|&replica| held[replica] == held[asked[0]]));
-        }
-    }
-}
+mod tests;

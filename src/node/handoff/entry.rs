@@ -1,0 +1,87 @@
+//! A hint as a journal keeps it.
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::{Expiry, Millis, NodeTag, RecordRef};
+use crate::protocol::{Hint, Missed};
+use crate::wire::{FrameReader, WireExpiry, WireRecord, encode};
+
+/// Under which key: the home first, so that hints of one home lie together.
+pub(super) fn journal_key(home: NodeTag, key: &[u8]) -> Vec<u8> {
+    [&home.0.to_be_bytes(), key].concat()
+}
+
+/// As which value.
+pub(super) fn journal_value(hint: &Hint) -> Vec<u8> {
+    let mut value = Vec::new();
+    let kept = match &hint.missed {
+        Missed::Write(record) => KeptHint::Write(WireRecord::from(RecordRef::from(record))),
+        Missed::Expiry(expiry) => KeptHint::Expiry(WireExpiry::from(*expiry)),
+    };
+    encode(&(FORMAT, hint.since, kept), &mut value);
+    value
+}
+
+/// Reads an entry; `None`: it is none of this format.
+pub(super) fn read<'a>(key: &'a [u8], value: &[u8]) -> Option<(NodeTag, &'a [u8], Hint)> {
+    let (home, key) = key.split_first_chunk()?;
+    let home = NodeTag(u64::from_be_bytes(*home));
+    let (format, since, kept): (u8, Millis, KeptHint<'_>) = FrameReader::new(value).read().ok()?;
+    if format != FORMAT || key.is_empty() {
+        return None;
+    }
+    let missed = match kept {
+        KeptHint::Write(record) => Missed::Write(RecordRef::from(record).to_record()),
+        KeptHint::Expiry(expiry) => Missed::Expiry(Expiry::from(expiry)),
+    };
+    Some((home, key, Hint { missed, since }))
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+enum KeptHint<'a> {
+    #[serde(rename = "w", borrow)]
+    Write(WireRecord<'a>),
+    #[serde(rename = "e")]
+    Expiry(WireExpiry),
+}
+
+const FORMAT: u8 = 1;
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::model::{HlcTime, Record, Version};
+
+    #[test]
+    fn what_is_kept_comes_back() {
+        let version = |hlc| Version {
+            hlc: HlcTime(hlc),
+            node: NodeTag(3),
+        };
+        let write = Record {
+            expiry: Expiry {
+                version: version(8),
+                at: Some(Millis(99)),
+            },
+            ..Record::value(version(7), None, Bytes::from_static(b"v"))
+        };
+        let expiry = write.expiry;
+        for missed in [
+            Missed::Write(write),
+            Missed::Write(Record::tombstone(version(9))),
+            Missed::Expiry(expiry),
+        ] {
+            let hint = Hint {
+                missed,
+                since: Millis(5),
+            };
+            let key = journal_key(NodeTag(4), b"k");
+            let value = journal_value(&hint);
+            assert_eq!(read(&key, &value), Some((NodeTag(4), &b"k"[..], hint)));
+            assert_eq!(read(&key, &value[..value.len() - 1]), None);
+            assert_eq!(read(&key[..8], &value), None);
+        }
+    }
+}
