@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use quorate::model::{HlcTime, Level, NodeTag, Prior, Quorum, RecordRef, Summary, Version};
-use quorate::net::PeerService;
+use quorate::net::{Lane, PeerService};
 use quorate::wire::{
     Answer, FrameReader, LENGTH_BYTES, Operation, RequestHeader, ResponseHeader, WireRecord,
     encode, finish_frame, split_frame, start_frame,
@@ -48,10 +48,18 @@ pub(crate) enum Breakage {
     IgnoreVersions,
     /// Replicas answer reads from a cache of the last 200 ms.
     ServeFromCache,
+    /// A stand-in drops a hint before its home has taken it.
+    DropHintsUnacknowledged,
+    /// A hint that is given back replaces what its home holds, newer or not.
+    HintsOverwrite,
+    /// A stand-in acknowledges a hint before it is on disk.
+    HintsUnsynced,
+    /// Stand-ins count for `linearizable`.
+    CountStandIns,
 }
 
 impl Breakage {
-    pub(crate) const ALL: [Self; 14] = [
+    pub(crate) const ALL: [Self; 18] = [
         Self::AckBeforeW,
         Self::AnswerBeforeR,
         Self::TimeoutIsAck,
@@ -66,6 +74,10 @@ impl Breakage {
         Self::DropRestamping,
         Self::IgnoreVersions,
         Self::ServeFromCache,
+        Self::DropHintsUnacknowledged,
+        Self::HintsOverwrite,
+        Self::HintsUnsynced,
+        Self::CountStandIns,
     ];
 }
 
@@ -73,9 +85,22 @@ impl Breakage {
     /// The level whose promise it breaks.
     pub(crate) const fn level(self) -> Level {
         match self {
-            Self::AckBeforeW | Self::AnswerBeforeR | Self::DropRestamping => Level::Quorum,
+            Self::AckBeforeW
+            | Self::AnswerBeforeR
+            | Self::DropRestamping
+            | Self::DropHintsUnacknowledged
+            | Self::HintsOverwrite
+            | Self::HintsUnsynced => Level::Quorum,
             _ => Level::Linearizable,
         }
+    }
+
+    /// Whether it breaks what is promised of hints.
+    pub(crate) const fn is_of_hints(self) -> bool {
+        matches!(
+            self,
+            Self::DropHintsUnacknowledged | Self::HintsOverwrite | Self::HintsUnsynced
+        )
     }
 
     /// The quorum that the coordinators really use.
@@ -125,14 +150,14 @@ pub(crate) fn made_up(request: &Bytes) -> Option<Bytes> {
 pub(crate) fn broken_serve(
     breakage: Breakage,
     network: &Network,
-    (from, to): (NodeTag, NodeTag),
+    sent: Sent,
     request: &Bytes,
     service: &Arc<dyn PeerService>,
 ) -> Bytes {
     let (header, operations) = parse(request);
     let (mut answers, mut is_sure, mut clock) = (Vec::new(), true, header.clock);
     for operation in operations {
-        let served = serve_one(breakage, network, (from, to), &header, operation, service);
+        let served = serve_one(breakage, network, sent, &header, operation, service);
         is_sure &= served.header.is_sure;
         clock = served.header.clock;
         answers.extend_from_slice(&served.answer);
@@ -144,7 +169,7 @@ pub(crate) fn broken_serve(
 fn serve_one(
     breakage: Breakage,
     network: &Network,
-    (from, to): (NodeTag, NodeTag),
+    Sent { from, to, lane }: Sent,
     header: &RequestHeader,
     operation: Operation<'_>,
     service: &Arc<dyn PeerService>,
@@ -174,7 +199,13 @@ fn serve_one(
                 _ => pass(operation),
             }
         }
-        (Breakage::OlderOverwrites, Operation::Write(key, record)) => {
+        (Breakage::DropHintsUnacknowledged, Operation::Write(..)) if lane == Lane::Bulk => {
+            Served::acknowledged(header)
+        }
+        (Breakage::OlderOverwrites, Operation::Write(key, record))
+        | (Breakage::HintsOverwrite, Operation::Write(key, record))
+            if breakage == Breakage::OlderOverwrites || lane == Lane::Bulk =>
+        {
             let record = RecordRef::from(record);
             match held(&pass(Operation::Summary(key))) {
                 Some(held) if held > record.version => {
@@ -222,6 +253,55 @@ fn serve_one(
         }
         _ => pass(operation),
     }
+}
+
+/// Who sent something to whom.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sent {
+    pub(crate) from: NodeTag,
+    pub(crate) to: NodeTag,
+    pub(crate) lane: Lane,
+}
+
+/// Whether a request is for a stand-in.
+pub(crate) fn holds_hints(request: &Bytes) -> bool {
+    let (_, operations) = parse(request);
+    let is_hint = |operation: &Operation<'_>| {
+        matches!(operation, Operation::Hint(..) | Operation::HintExpiry(..))
+    };
+    operations.first().is_some_and(is_hint)
+}
+
+/// What a home was asked, asked of somebody else in its stead who then answers for it.
+pub(crate) async fn stand_in_as_home(
+    request: &Bytes,
+    home: NodeTag,
+    service: &Arc<dyn PeerService>,
+) -> Option<Bytes> {
+    let (header, operations) = parse(request);
+    let mut instead = Vec::new();
+    let start = start_frame(&header, &mut instead);
+    for operation in operations {
+        encode(
+            &match operation {
+                Operation::Write(key, record) => Operation::Hint(home, key, record),
+                Operation::Read(key) => Operation::HintedRead(key),
+                Operation::Summary(key) => Operation::HintedSummary(key),
+                _ => return None,
+            },
+            &mut instead,
+        );
+    }
+    finish_frame(start, &mut instead);
+    let request = Bytes::from(instead).slice(LENGTH_BYTES..);
+    let mut out = Vec::new();
+    if let Some(late) = service.serve(&request, &mut out).ok()? {
+        out = late.await;
+    }
+    let mut reader = FrameReader::new(&out[LENGTH_BYTES..]);
+    let answered: ResponseHeader = reader.read().ok()?;
+    let answers = out[LENGTH_BYTES + encoded(&answered).len()..].to_vec();
+    Some(response(&header, true, answered.clock, &answers))
 }
 
 /// One operation, served.

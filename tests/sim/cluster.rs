@@ -1,20 +1,24 @@
 //! Whole nodes in one process: what `quorate run` puts together, over simulated doors.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use quorate::env::{Clock, Disk, Env, SeededRng, SystemClock, Tasks};
+use quorate::env::{Clock, Disk, Durability, Env, SeededRng, SystemClock, Tasks};
 use quorate::front::peer_server::PeerServer;
 use quorate::model::{HashedKey, Hlc, KeyHasher, Millis, NodeId, NodeTag, Quorum, RecordRef};
 use quorate::net::{MemoryGossip, Transport};
 use quorate::node::catch_up::CatchUp;
 use quorate::node::coordinator::{Config, Coordinator, Outcome, Parts, Request};
+use quorate::node::handoff::replay::Replay;
+use quorate::node::handoff::{self, Handoff, Owed};
 use quorate::node::membership::{self, Membership as RealMembership};
 use quorate::node::replica::{Replica, Standing};
 use quorate::node::sweeper::sweep;
+use quorate::protocol::HintLimits;
 use quorate::ring::{Member, MemberState, Partitions, RingParams, Role, View};
 use quorate::store::Store;
 use tokio::sync::watch;
@@ -102,9 +106,19 @@ pub(crate) struct Node {
 struct Running {
     store: Arc<Store>,
     replica: Arc<Replica>,
+    handoff: Arc<Handoff>,
     coordinator: Coordinator,
     tasks: Tasks,
 }
+
+/// What a node holds.
+struct Own {
+    replica: Arc<Replica>,
+    handoff: Arc<Handoff>,
+}
+
+/// Who holds hints for whom, as gossip would tell it.
+type Holders = Arc<Mutex<BTreeMap<NodeTag, Arc<Handoff>>>>;
 
 /// What a client talks to: one start of one node.
 #[derive(Clone)]
@@ -119,7 +133,7 @@ impl Door {
         tokio::select! {
             biased;
             () = self.tasks.stopped() => None,
-            mut outcomes = self.coordinator.run(vec![request]) => outcomes.pop(),
+            ran = self.coordinator.run(vec![request]) => ran.outcomes.into_iter().next(),
         }
     }
 }
@@ -134,6 +148,7 @@ pub(crate) struct Cluster {
     /// Carries real gossip. Without, every node knows the ring from the first moment on, and it
     /// never changes.
     gossip: Option<MemoryGossip>,
+    holders: Holders,
 }
 
 /// Who says who is in the ring.
@@ -180,6 +195,7 @@ impl Cluster {
             quorum,
             breakage,
             gossip: (membership == Membership::Gossip).then(MemoryGossip::default),
+            holders: Holders::default(),
         };
         for node in 0..cluster.nodes.len() {
             cluster.start_node(node, &Memory::Nothing);
@@ -223,8 +239,18 @@ impl Cluster {
             1 << 20,
             standing,
         ));
+        let lies = self.breakage == Some(Breakage::HintsUnsynced);
+        node.disk.set_lying(lies);
+        let handoff = Handoff::open(
+            HANDOFF,
+            &*env.disk,
+            Arc::clone(&env.clock),
+            Arc::clone(&replica),
+        )
+        .expect("a journal of its own");
         let service = PeerServer::new(
             Arc::clone(&replica),
+            Arc::clone(&handoff),
             Arc::clone(&env.clock),
             self.hasher,
             partitions,
@@ -234,11 +260,16 @@ impl Cluster {
             .network
             .connect(node.id.tag(), node.epoch, Arc::new(service));
         let transport = Arc::new(transport);
-        let coordinator = self.assemble(number, &env, &replica, hlc, &transport);
+        let own = Own {
+            replica: Arc::clone(&replica),
+            handoff: Arc::clone(&handoff),
+        };
+        let coordinator = self.assemble(number, &env, &own, hlc, &transport);
         tasks.spawn(sweep(Arc::clone(&store), partitions, env));
         self.nodes[number].running = Some(Running {
             store,
             replica,
+            handoff,
             coordinator,
             tasks,
         });
@@ -249,7 +280,7 @@ impl Cluster {
         &self,
         number: usize,
         env: &Env,
-        replica: &Arc<Replica>,
+        own: &Own,
         clock: Arc<Hlc>,
         transport: &Arc<SimTransport>,
     ) -> Coordinator {
@@ -259,6 +290,10 @@ impl Cluster {
             None => Arc::clone(&self.view),
             Some(_) => Arc::new(View::new(self.view.params().clone(), Vec::new())),
         });
+        let (replica, handoff) = (&own.replica, &own.handoff);
+        let tag = node.id.tag();
+        lock(&self.holders).insert(tag, Arc::clone(handoff));
+        let owed = watch::Sender::new(Arc::<Owed>::default());
         let coordinator = Coordinator::new(Parts {
             config: Config {
                 quorum: self.quorum,
@@ -272,7 +307,31 @@ impl Cluster {
             clock,
             hasher: self.hasher,
             transport: transport(),
+            handoff: Arc::clone(handoff),
+            owed: owed.subscribe(),
         });
+        let holders = Arc::clone(&self.holders);
+        env.tasks.spawn(async move {
+            loop {
+                let holders = lock(&holders).clone();
+                let held = holders.iter().flat_map(|(&holder, handoff)| {
+                    let homes = handoff.summaries().into_keys();
+                    homes.map(move |home| (holder, home)).collect::<Vec<_>>()
+                });
+                owed.send_replace(Arc::new(Owed::new(held)));
+                // Gossip is never up to date.
+                tokio::time::sleep(Duration::from_millis(500)).await;
+            }
+        });
+        let replay = Replay {
+            self_tag: tag,
+            env: env.clone(),
+            view: view.subscribe(),
+            handoff: Arc::clone(handoff),
+            hasher: self.hasher,
+            transport: transport(),
+        };
+        env.tasks.spawn(replay.run());
         let catch_up = CatchUp {
             self_tag: node.id.tag(),
             n: self.quorum.n(),
@@ -379,6 +438,24 @@ impl Cluster {
         })
     }
 
+    /// Hints that have not been given back.
+    pub(crate) fn hints(&self) -> u64 {
+        let running = self.nodes.iter().filter_map(|node| node.running.as_ref());
+        running.map(|running| running.handoff.count()).sum()
+    }
+
+    /// Hints kept and given back by those that are up, since they started.
+    pub(crate) fn hints_handled(&self) -> (u64, u64) {
+        let running = self.nodes.iter().filter_map(|node| node.running.as_ref());
+        running.fold((0, 0), |(kept, replayed), running| {
+            let stats = running.handoff.stats();
+            (
+                kept + stats.kept.load(Ordering::Relaxed),
+                replayed + stats.replayed.load(Ordering::Relaxed),
+            )
+        })
+    }
+
     /// The door of a node, if it is up.
     pub(crate) fn door(&self, number: usize) -> Option<Door> {
         let running = self.nodes[number].running.as_ref()?;
@@ -405,6 +482,10 @@ impl Cluster {
             });
         }
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn member(id: &NodeId) -> Member {
@@ -446,6 +527,14 @@ fn addr(number: usize) -> SocketAddr {
         .into()
 }
 
+const HANDOFF: handoff::Config = handoff::Config {
+    limits: HintLimits {
+        bytes_max: 1 << 20,
+        window: Duration::from_secs(3_600),
+    },
+    durability: Durability::Synced,
+    replay_bytes_per_s: 1 << 20,
+};
 /// Few, so that catching up touches each and every key's neighbours.
 const PARTITIONS: u32 = 4;
 /// 2027: far enough from 1970 for clocks that are hours behind.

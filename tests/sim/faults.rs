@@ -66,6 +66,20 @@ impl Fault {
     }
 }
 
+impl Fault {
+    /// The memory is lost, what is synced to the disk is not.
+    pub(crate) const fn keeps_disk(self) -> bool {
+        matches!(self, Self::CrashWithData | Self::CrashWithOldData)
+    }
+
+    pub(crate) const fn is_of_clocks(self) -> bool {
+        matches!(
+            self,
+            Self::ClockOffset | Self::ClockHour | Self::ClockDrift | Self::ClockStepBack
+        )
+    }
+}
+
 /// What is to be undone, and when.
 struct Cure {
     after_ms: u64,
@@ -93,6 +107,8 @@ pub(crate) struct Faults {
     pub(crate) log: Vec<(u64, String)>,
     /// What may happen. Memory is lost only when all others have theirs.
     kinds: Vec<Fault>,
+    /// How often memory may be lost.
+    pub(crate) losses_left: u64,
 }
 
 impl Faults {
@@ -105,6 +121,7 @@ impl Faults {
             counts: BTreeMap::new(),
             log: Vec::new(),
             kinds,
+            losses_left: u64::MAX,
         }
     }
 
@@ -167,6 +184,12 @@ impl Faults {
         }
         if fault.loses_memory() && !(cluster.is_sure() && cluster.is_up(one)) {
             return;
+        }
+        if fault.loses_memory() && fault != Fault::CrashWithData {
+            if self.losses_left == 0 {
+                return;
+            }
+            self.losses_left -= 1;
         }
         if one == other
             && matches!(

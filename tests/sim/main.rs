@@ -21,6 +21,8 @@ use std::time::Duration;
 
 use self::breakage::Breakage;
 use self::faults::Fault;
+use quorate::model::Level;
+
 use self::run::{Report, Setting, replay, run};
 
 /// Runs seeds on all processors; stops at the first violation.
@@ -83,8 +85,20 @@ fn every_seed_keeps_what_its_level_promises() {
         sum(|report| report.messages),
         all as f64 / (hours * 6.0),
     );
-    let (reads, stale) = (sum(|report| report.stale.0), sum(|report| report.stale.1));
-    println!("level one: {stale} of {reads} reads were stale");
+    for (name, is_sloppy) in [("level one", false), ("sloppy quorums", true)] {
+        let of = reports
+            .iter()
+            .filter(|report| report.is_sloppy == is_sloppy);
+        let (reads, stale) = of.fold((0, 0), |(reads, stale), report| {
+            (reads + report.stale.0, stale + report.stale.1)
+        });
+        println!("{name}: {stale} of {reads} reads were stale");
+    }
+    println!(
+        "{} hints kept, {} given back",
+        sum(|report| report.hints.0),
+        sum(|report| report.hints.1)
+    );
     for fault in Fault::ALL {
         assert!(faults.contains_key(&fault), "{fault:?} never happened");
     }
@@ -109,6 +123,7 @@ fn every_breakage_is_noticed() {
     for breakage in Breakage::ALL {
         let setting = Setting {
             level: breakage.level(),
+            is_sloppy: breakage.is_of_hints() || breakage.level() == Level::Linearizable,
             breakage: Some(breakage),
             ..Setting::of_seed(0)
         };

@@ -16,7 +16,10 @@ use quorate::wire::{
 };
 use tokio::time::{Instant, sleep, timeout_at};
 
-use crate::breakage::{Breakage, Cache, Served, broken_call, broken_serve, made_up};
+use crate::breakage::{
+    Breakage, Cache, Sent, Served, broken_call, broken_serve, holds_hints, made_up,
+    stand_in_as_home,
+};
 use crate::cluster::now;
 
 /// A network that loses, delays, doubles and reorders what the seed says. Clones share it.
@@ -190,11 +193,11 @@ impl Network {
     }
 
     /// Takes a request to its node and its response back. Never, if either is lost.
-    async fn carry(&self, from: NodeTag, to: NodeTag, request: Bytes) -> Bytes {
+    async fn carry(&self, from: NodeTag, to: NodeTag, lane: Lane, request: Bytes) -> Bytes {
         let (there, back) = self.lock().delays(from, to);
         sleep(there).await;
         self.until_running(to).await;
-        let Some(response) = self.serve(from, to, &request) else {
+        let Some(response) = self.serve(from, to, lane, &request).await else {
             return std::future::pending().await;
         };
         sleep(back).await;
@@ -205,23 +208,52 @@ impl Network {
         response
     }
 
-    fn serve(&self, from: NodeTag, to: NodeTag, request: &Bytes) -> Option<Bytes> {
+    async fn serve(
+        &self,
+        from: NodeTag,
+        to: NodeTag,
+        lane: Lane,
+        request: &Bytes,
+    ) -> Option<Bytes> {
+        let instead = {
+            let state = self.lock();
+            if state.is_lost(from, to) {
+                let instead = match state.breakage {
+                    Some(Breakage::CountStandIns) => state.somebody_else(from, to),
+                    _ => None,
+                };
+                Some(instead?)
+            } else {
+                None
+            }
+        };
+        if let Some(instead) = instead {
+            return stand_in_as_home(request, to, &instead).await;
+        }
         let (service, breakage) = {
             let mut state = self.lock();
-            if state.is_lost(from, to) {
-                return None;
-            }
             state.messages += 1;
             let at = state.started.elapsed();
             state.note((at, from.0, to.0, request));
             let peer = state.peers.get(&to).filter(|peer| peer.is_up)?;
             (Arc::clone(&peer.service), state.breakage)
         };
-        if let Some(breakage) = breakage {
-            return Some(broken_serve(breakage, self, (from, to), request, &service));
+        if let Some(breakage) = breakage
+            && !holds_hints(request)
+        {
+            let link = Sent { from, to, lane };
+            return Some(broken_serve(breakage, self, link, request, &service));
         }
         let mut out = Vec::new();
-        service.serve(request, &mut out).ok()?;
+        if let Some(late) = service.serve(request, &mut out).ok()? {
+            out = late.await;
+            // It waited for a disk, and the node may have died meanwhile.
+            let state = self.lock();
+            let peer = state.peers.get(&to)?;
+            if !peer.is_up || !Arc::ptr_eq(&peer.service, &service) {
+                return None;
+            }
+        }
         split_frame(&mut BytesMut::from(&out[..]), usize::MAX).ok()?
     }
 
@@ -269,6 +301,16 @@ impl State {
         self.cut.contains(&(from, to)) || self.chance(loss)
     }
 
+    /// A node that could stand in for another.
+    fn somebody_else(&self, from: NodeTag, to: NodeTag) -> Option<Arc<dyn PeerService>> {
+        let is_fit = |tag: NodeTag, peer: &Peer| {
+            tag != from && tag != to && peer.is_up && !self.cut.contains(&(from, tag))
+        };
+        let mut peers = self.peers.iter();
+        let (_, peer) = peers.find(|(tag, peer)| is_fit(**tag, peer))?;
+        Some(Arc::clone(&peer.service))
+    }
+
     fn delays(&self, from: NodeTag, to: NodeTag) -> (Duration, Duration) {
         let slow = |tag| {
             self.peers
@@ -288,7 +330,7 @@ impl Transport for SimTransport {
     fn call(
         &self,
         to: NodeTag,
-        _lane: Lane,
+        lane: Lane,
         operations: &Operations,
         deadline: Instant,
         sink: Box<dyn ReplySink>,
@@ -315,7 +357,7 @@ impl Transport for SimTransport {
         if is_doubled {
             let (network, request) = (network.clone(), request.clone());
             spawn(async move {
-                let lost = network.carry(from, to, request);
+                let lost = network.carry(from, to, lane, request);
                 drop(timeout_at(deadline + Duration::from_secs(1), lost).await);
             });
         }
@@ -323,13 +365,13 @@ impl Transport for SimTransport {
             let reply = match network.breakage() {
                 Some(Breakage::TimeoutIsAck) => {
                     let soon = now() + Duration::from_millis(60);
-                    let reply = network.carry(from, to, request.clone());
+                    let reply = network.carry(from, to, lane, request.clone());
                     match (timeout_at(soon, reply).await, made_up(&request)) {
                         (Err(_), Some(made_up)) => Ok(made_up),
                         (reply, _) => reply,
                     }
                 }
-                _ => timeout_at(deadline, network.carry(from, to, request)).await,
+                _ => timeout_at(deadline, network.carry(from, to, lane, request)).await,
             };
             // The dead hear nothing, and do nothing more.
             if !network.is_alive(from, epoch) {
@@ -380,7 +422,7 @@ fn frame(operations: &Operations) -> Bytes {
     clippy::disallowed_methods,
     reason = "a message on its way belongs to no node; the runtime of the seed ends it"
 )]
-fn spawn(task: impl Future<Output = ()> + Send + 'static) {
+pub(crate) fn spawn(task: impl Future<Output = ()> + Send + 'static) {
     tokio::spawn(task);
 }
 

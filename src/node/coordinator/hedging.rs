@@ -1,4 +1,4 @@
-//! When a replica counts as slow, and how many may be asked beside it.
+//! When a replica counts as slow, how many may be asked beside it, and who seems to be away.
 //!
 //! Dean and Barroso, *The Tail at Scale* (2013): what takes longer than the 95th percentile is asked
 //! of another replica too, within a budget, so that a cluster that is slow as a whole is not made
@@ -6,15 +6,18 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+use smallvec::SmallVec;
+use tokio::time::Instant;
 
 use crate::model::NodeTag;
 
 /// The latencies observed of each peer, and the budget of hedges.
 #[derive(Debug)]
 pub(super) struct Hedging {
-    peers: Mutex<BTreeMap<NodeTag, Percentile>>,
+    peers: Mutex<BTreeMap<NodeTag, Peer>>,
     credit: AtomicU32,
 }
 
@@ -28,17 +31,46 @@ impl Default for Hedging {
 }
 
 impl Hedging {
+    /// A peer was asked something.
+    pub(super) fn on_sent(&self, peer: NodeTag, now: Instant) {
+        self.peers()
+            .entry(peer)
+            .or_default()
+            .silent_since
+            .get_or_insert(now);
+    }
+
     /// A peer took so long to answer.
     pub(super) fn on_answer(&self, peer: NodeTag, took: Duration) {
+        let mut peers = self.peers();
+        let peer = peers.entry(peer).or_default();
+        peer.latency.add(took);
+        peer.silent_since = None;
+    }
+
+    /// Those who have said nothing for longer than they usually take, although they were asked:
+    /// gone, most likely, and gossip has not noticed yet.
+    pub(super) fn silent(&self, now: Instant) -> SmallVec<[NodeTag; 2]> {
+        let is_silent = |peer: &Peer| {
+            let silent = peer
+                .silent_since
+                .map(|since| now.saturating_duration_since(since));
+            silent.is_some_and(|silent| silent > late_after(peer.latency.p95()))
+        };
+        let peers = self.peers();
+        let silent = peers.iter().filter(|(_, peer)| is_silent(peer));
+        silent.map(|(&tag, _)| tag).collect()
+    }
+
+    fn peers(&self) -> MutexGuard<'_, BTreeMap<NodeTag, Peer>> {
         // std Mutex: never held across an await. One entry a member of the ring.
-        let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
-        peers.entry(peer).or_default().add(took);
+        self.peers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// After how long one of these counts as slow.
     pub(super) fn slow_after(&self, asked: impl Iterator<Item = NodeTag>) -> Duration {
-        let peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
-        let p95 = asked.filter_map(|peer| Some(peers.get(&peer)?.p95()));
+        let peers = self.peers();
+        let p95 = asked.filter_map(|peer| Some(peers.get(&peer)?.latency.p95()));
         p95.max().unwrap_or(SLOW_MAX).clamp(SLOW_MIN, SLOW_MAX)
     }
 
@@ -62,6 +94,20 @@ impl Hedging {
     pub(super) fn give_back(&self) {
         self.credit.fetch_add(HEDGE_COST, Ordering::Relaxed);
     }
+}
+
+/// A home that takes so many times as long as nearly always is late: a disk of another node is worth
+/// asking.
+pub(super) fn late_after(p95: Duration) -> Duration {
+    (p95 * LATE_FACTOR).clamp(LATE_MIN, LATE_MAX)
+}
+
+/// What is known of one peer.
+#[derive(Debug, Default)]
+struct Peer {
+    latency: Percentile,
+    /// When it was first asked something after its last answer.
+    silent_since: Option<Instant>,
 }
 
 /// A running estimate of the 95th percentile, in microseconds: each sample moves it a little, up
@@ -101,6 +147,9 @@ const SLOW_MIN: Duration = Duration::from_millis(1);
 /// Before anything is known, and at most.
 const SLOW_MAX: Duration = Duration::from_millis(50);
 const STEP: f64 = 1.0 / 16.0;
+const LATE_FACTOR: u32 = 4;
+const LATE_MIN: Duration = Duration::from_millis(25);
+const LATE_MAX: Duration = Duration::from_millis(200);
 
 #[cfg(test)]
 mod tests {

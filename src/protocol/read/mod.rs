@@ -267,16 +267,26 @@ impl ReadOp {
         self.advance(actions);
     }
 
-    /// A home is late, or known to be away: it may still answer, but it is not waited for.
+    /// A home is late, or known to be away, and so is who was asked in its stead: they may still
+    /// answer, but they are not waited for.
     pub fn on_late(&mut self, home: usize, actions: &mut Vec<ReadAction>) {
-        if !self.replicas[home].is_waiting() || self.outcome.is_some() {
+        if self.outcome.is_some() || !self.plan.is_sloppy || self.plan.strict {
             return;
         }
-        self.replicas[home].is_late = true;
-        if self.plan.leaves_hints {
+        let mut is_news = false;
+        for (number, replica) in self.replicas.iter_mut().enumerate() {
+            let is_concerned = replica.stand_in.map_or(number, |s| s.home) == home;
+            if is_concerned && replica.is_waited_for() {
+                replica.is_late = true;
+                is_news = true;
+            }
+        }
+        if is_news && self.plan.leaves_hints {
             self.seek(home, actions);
         }
-        self.advance(actions);
+        if is_news {
+            self.advance(actions);
+        }
     }
 
     /// These stand in for a home, and are asked. Their numbers are the next ones, in this order.
@@ -419,7 +429,7 @@ impl ReadOp {
         if sure + waiting < self.plan.need && !self.is_late && self.seek_all(actions) {
             return false;
         }
-        let is_heard = |replica: &Replica| replica.stand_in.is_none() || !replica.is_waiting();
+        let is_heard = |replica: &Replica| replica.stand_in.is_none() || !replica.is_waited_for();
         if (waiting > 0 || !self.replicas.iter().all(is_heard)) && !self.is_late {
             return false;
         }

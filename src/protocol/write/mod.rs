@@ -72,6 +72,8 @@ pub struct WriteOp {
 struct Replica {
     state: State,
     stand_in: Option<StandIn>,
+    /// Has not answered for so long that others are asked as well.
+    is_late: bool,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -146,7 +148,8 @@ impl WriteOp {
     ) {
         self.note_prior(prior);
         if version == self.version() {
-            self.replicas[replica].state = State::Applied;
+            let replica = &mut self.replicas[replica];
+            (replica.state, replica.is_late) = (State::Applied, false);
             self.advance(actions);
         }
     }
@@ -201,14 +204,23 @@ impl WriteOp {
         for replica in &mut self.replicas {
             // A stand-in that failed was replaced by another.
             if replica.stand_in.is_none() || replica.state != State::Failed {
-                replica.state = State::Waiting;
+                (replica.state, replica.is_late) = (State::Waiting, false);
             }
         }
     }
 
-    /// A home is late, or known to be away: it may still answer, but somebody else is asked too.
+    /// A home is late, or known to be away, and so is who was asked in its stead: they may still
+    /// answer, but somebody else is asked too.
     pub fn on_late(&mut self, home: usize, actions: &mut Vec<WriteAction>) {
-        if self.is_asked(home) {
+        let mut is_missing = false;
+        for (number, replica) in self.replicas.iter_mut().enumerate() {
+            let is_concerned = replica.stand_in.map_or(number, |s| s.home) == home;
+            if is_concerned && replica.state == State::Waiting {
+                replica.is_late = true;
+                is_missing = true;
+            }
+        }
+        if is_missing {
             self.seek(home, actions);
         }
     }
@@ -225,6 +237,7 @@ impl WriteOp {
             self.replicas.push(Replica {
                 state: State::Waiting,
                 stand_in,
+                is_late: false,
             });
             return Some(self.replicas.len() - 1);
         }
@@ -289,6 +302,7 @@ impl WriteOp {
     fn is_stood_in_for(&self, home: usize) -> bool {
         self.replicas.iter().any(|replica| {
             replica.state != State::Failed
+                && !replica.is_late
                 && replica
                     .stand_in
                     .is_some_and(|stand_in| stand_in.home == home)

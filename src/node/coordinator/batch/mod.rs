@@ -9,9 +9,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use smallvec::SmallVec;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
+use super::hedging::late_after;
 use super::item::{Item, Op, Payload, Start};
 use super::outbox::{Expected, Outbox, Parcel, What};
 use super::reply::Reply;
@@ -29,6 +31,8 @@ pub(super) struct Batch {
     shared: Arc<Inner>,
     view: Arc<View>,
     owed: Arc<Owed>,
+    /// Nodes that are not to be waited for.
+    away: SmallVec<[NodeTag; 2]>,
     state: Mutex<State>,
     answered: Notify,
 }
@@ -74,6 +78,7 @@ impl Batch {
         };
         let batch = Arc::new(Self {
             shared: Arc::clone(shared),
+            away: away(shared, &view),
             view,
             owed,
             state: Mutex::new(state),
@@ -101,28 +106,32 @@ impl Batch {
         }
         let begun = self.shared.env.clock.monotonic();
         let slow_after = self.slow_after();
-        let late_after = (slow_after * LATE_FACTOR).clamp(LATE_MIN, self.shared.config.timeout / 4);
-        let patience: [(Duration, fn(&Self, &mut State, usize)); 2] = [
-            (slow_after, Self::on_slow),
-            (late_after.max(slow_after), Self::on_late),
-        ];
-        for (patience, change) in patience {
-            let until = (begun + patience).min(deadline);
-            if timeout_at(until, self.answered.notified()).await.is_ok() {
+        let late_after = late_after(slow_after).min(self.shared.config.timeout / 4);
+        if self.answered_by((begun + slow_after).min(deadline)).await {
+            return;
+        }
+        self.with_state(deadline, |batch, state| {
+            (0..state.items.len()).for_each(|item| batch.on_slow(state, item));
+        });
+        let mut late = begun + late_after.max(slow_after);
+        while late < deadline {
+            if self.answered_by(late).await {
                 return;
             }
             self.with_state(deadline, |batch, state| {
-                (0..state.items.len()).for_each(|item| change(batch, state, item));
+                (0..state.items.len()).for_each(|item| batch.on_late(state, item));
             });
+            late += late_after;
         }
-        if timeout_at(deadline, self.answered.notified())
-            .await
-            .is_err()
-        {
+        if !self.answered_by(deadline).await {
             self.with_state(deadline, |batch, state| {
                 (0..state.items.len()).for_each(|item| batch.on_deadline(state, item));
             });
         }
+    }
+
+    async fn answered_by(&self, moment: Instant) -> bool {
+        timeout_at(moment, self.answered.notified()).await.is_ok()
     }
 
     /// After how long those who are asked count as slow: of a read, whoever is asked for the
@@ -192,6 +201,9 @@ impl Batch {
             is_timed: lane == Lane::Foreground && !has_hints,
             expected,
         };
+        if sink.is_timed {
+            self.shared.hedging.on_sent(to, sink.sent);
+        }
         // The sink is given away with the call: keep what is needed if the call is refused.
         let refused = sink.expected.clone();
         if transport
@@ -359,7 +371,7 @@ impl ReplySink for CallSink {
         } = *self;
         let now = batch.shared.env.clock.monotonic();
         let deadline = now + batch.shared.config.timeout;
-        if is_timed && !matches!(reply, Err(CallError::ConnectionLost)) {
+        if is_timed && reply.is_ok() {
             let took = now.saturating_duration_since(sent);
             batch.shared.hedging.on_answer(to, took);
         }
@@ -388,6 +400,17 @@ impl ReplySink for CallSink {
     }
 }
 
+/// Those who cannot be reached, or do not answer although they were asked.
+fn away(shared: &Inner, view: &View) -> SmallVec<[NodeTag; 2]> {
+    let mut away = shared.hedging.silent(shared.env.clock.monotonic());
+    if !view.is_whole() {
+        let members = view.members().iter();
+        let unreachable = members.filter(|member| !member.reachable);
+        away.extend(unreachable.map(|member| member.tag));
+    }
+    away
+}
+
 /// Whether the batch has another write of the same key after this one.
 fn has_later_write(items: &[Item], item: usize) -> bool {
     let is_write = |later: &Item| matches!(later.operation, Op::Write { .. });
@@ -399,8 +422,3 @@ fn has_later_write(items: &[Item], item: usize) -> bool {
 fn count(counter: &AtomicU64, more: usize) {
     counter.fetch_add(more as u64, Ordering::Relaxed);
 }
-
-/// A home that takes so many times as long as it usually does is late: a disk of another node is
-/// worth asking.
-const LATE_FACTOR: u32 = 4;
-const LATE_MIN: Duration = Duration::from_millis(25);

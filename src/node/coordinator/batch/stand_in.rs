@@ -73,7 +73,7 @@ impl Batch {
 
     /// Looks after homes that are known to be away: their stand-ins need not wait for that to show.
     pub(super) fn replace_absent(&self, state: &mut State, item: usize) {
-        if self.view.is_whole() {
+        if self.away.is_empty() {
             return;
         }
         let partition = state.items[item].partition;
@@ -196,7 +196,7 @@ impl Batch {
     }
 
     fn is_reachable(&self, tag: NodeTag) -> bool {
-        self.is_self(tag) || self.view.member(tag).is_some_and(|member| member.reachable)
+        self.is_self(tag) || !self.away.contains(&tag)
     }
 
     fn is_near(&self, tag: NodeTag) -> bool {
