@@ -230,7 +230,7 @@ fn serve_peers(
         Arc::clone(handoff),
         Arc::clone(&env.clock),
         hasher,
-        partitions,
+        membership.view(),
         Box::new(move || table.table_bytes()),
     );
     endpoint.serve(Arc::new(peer_server));

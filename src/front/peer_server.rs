@@ -5,13 +5,14 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use serde_bytes::Bytes as ByteSlice;
+use tokio::sync::watch;
 
 use crate::env::Clock;
 use crate::model::{HashedKey, KeyHasher, Millis, PartitionId, RecordRef, Summary, check_key};
 use crate::net::{LateResponse, PeerService};
 use crate::node::handoff::{Handoff, HintReply, MissedRef, NewHint};
 use crate::node::replica::{Replica, Written};
-use crate::ring::Partitions;
+use crate::ring::{Partitions, View};
 use crate::store::ExpiryChange;
 use crate::wire::{
     Answer, FrameError, FrameReader, Operation, PAGE_BYTES_MAX, RESPONSE_VALUES_BYTES_MAX, Refusal,
@@ -28,6 +29,7 @@ pub struct PeerServer {
     clock: Arc<dyn Clock>,
     hasher: KeyHasher,
     partitions: Partitions,
+    view: watch::Receiver<Arc<View>>,
     member_table: MemberTableSource,
 }
 
@@ -39,15 +41,17 @@ impl PeerServer {
         handoff: Arc<Handoff>,
         clock: Arc<dyn Clock>,
         hasher: KeyHasher,
-        partitions: Partitions,
+        view: watch::Receiver<Arc<View>>,
         member_table: MemberTableSource,
     ) -> Self {
+        let partitions = view.borrow().params().partitions;
         Self {
             replica,
             handoff,
             clock,
             hasher,
             partitions,
+            view,
             member_table,
         }
     }
@@ -109,7 +113,11 @@ impl PeerServer {
                 );
                 return key.is_none_or(|key| self.replica.is_sure(key.partition));
             }
-            Operation::Scan(partition, after) => {
+            Operation::Scan(partition, after, ring) => {
+                if ring != self.view.borrow().version() {
+                    encode(&Answer::Refused(Refusal::OtherRing), out);
+                    return false;
+                }
                 self.scan(partition, after, out);
                 return self.replica.is_sure(partition);
             }

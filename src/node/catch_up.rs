@@ -55,6 +55,10 @@ pub struct CatchUp {
 /// What is still to be copied.
 #[derive(Debug, Default)]
 struct Progress {
+    /// The ring in which these are the homes: who sees another one is not asked. A node that has
+    /// lost its disk learns of the members one by one, and whoever seems to be a home of a partition
+    /// meanwhile need not be.
+    ring: u64,
     homes: BTreeMap<PartitionId, Copying>,
 }
 
@@ -115,6 +119,7 @@ impl CatchUp {
 
     /// Takes over who the homes are now.
     fn follow(&self, view: &View, progress: &mut Progress) {
+        progress.ring = view.version();
         for partition in view.params().partitions.all() {
             let homes = view.homes(partition);
             if !homes.contains(&self.self_tag) {
@@ -199,10 +204,8 @@ impl CatchUp {
         let mut operations = Operations::new(self.replica.now(self.env.clock.wall()));
         for partition in partitions {
             let at = progress.homes.get(partition).and_then(|c| c.at.get(&home));
-            operations.push(&Operation::Scan(
-                *partition,
-                at.and_then(|(after, _)| *after),
-            ));
+            let after = at.and_then(|(after, _)| *after);
+            operations.push(&Operation::Scan(*partition, after, progress.ring));
         }
         let (tell, told) = oneshot::channel();
         let deadline = self.env.clock.monotonic() + CALL_MAX;

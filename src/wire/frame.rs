@@ -186,7 +186,7 @@ mod tests {
                 Operation::Write(key, record.into()),
                 Operation::Expire(key, expiry.into()),
                 Operation::Members,
-                Operation::Scan(PartitionId(7), at),
+                Operation::Scan(PartitionId(7), at, numbers[3]),
                 Operation::Hint(NodeTag(numbers[0]), key, record.into()),
                 Operation::HintExpiry(NodeTag(numbers[1]), key, expiry.into()),
                 Operation::HintedRead(key),

@@ -85,9 +85,9 @@ pub enum Operation<'a> {
     #[serde(rename = "m")]
     Members,
     /// Give a page of a partition's records: those whose key hash is greater than this, from the
-    /// lowest on.
+    /// lowest on; if the ring is of this version for both.
     #[serde(rename = "p")]
-    Scan(PartitionId, Option<u64>),
+    Scan(PartitionId, Option<u64>, u64),
     /// Keep a record as a hint for this home, which could not take it.
     #[serde(rename = "h")]
     Hint(
@@ -169,6 +169,10 @@ pub enum Refusal {
     #[error("the key or value is over a limit of the replica")]
     #[serde(rename = "b")]
     TooBig,
+    /// It sees another ring: what it holds says nothing of what a home in the caller's ring holds.
+    #[error("the replica sees another ring")]
+    #[serde(rename = "r")]
+    OtherRing,
     /// It keeps as many hints as it may, or none at all.
     #[error("the stand-in has no room for hints")]
     #[serde(rename = "f")]

@@ -146,16 +146,16 @@ impl Ring {
             Arc::clone(&replica),
         )
         .unwrap();
+        let view = watch::Sender::new(Arc::clone(&self.view));
         let service = PeerServer::new(
             Arc::clone(&replica),
             Arc::clone(&handoff),
             Arc::clone(&env.clock),
             self.hasher,
-            self.partitions,
+            view.subscribe(),
             Box::new(Bytes::new),
         );
         self.network.connect(id.tag(), Arc::new(service));
-        let view = watch::Sender::new(Arc::clone(&self.view));
         let owed = watch::Sender::new(Arc::<Owed>::default());
         let replay = Replay {
             self_tag: id.tag(),

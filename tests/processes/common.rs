@@ -129,6 +129,15 @@ impl Cluster {
         serde_json::from_slice(&output.stdout).unwrap_or_default()
     }
 
+    /// A metric without labels; `None`: the node does not answer, or has no such metric.
+    pub(crate) fn metric(&self, node: usize, name: &str) -> Option<u64> {
+        let page = http_get(&self.nodes[node].http, "/metrics")?;
+        let line = page
+            .lines()
+            .find(|line| line.starts_with(&format!("{name} ")))?;
+        line.split_once(' ')?.1.trim().parse().ok()
+    }
+
     /// Stops the cluster as Ctrl-C does; the exit code.
     pub(crate) fn stop(&mut self) -> Option<i32> {
         for child in &mut self.restarted {
@@ -171,6 +180,11 @@ pub(crate) fn http_get(addr: &str, path: &str) -> Option<String> {
 
 pub(crate) fn quorate(args: &[&str]) -> Output {
     Command::new(QUORATE).args(args).output().unwrap()
+}
+
+/// What a command prints as JSON; `None`: it failed.
+pub(crate) fn json(args: &[&str]) -> Option<serde_json::Value> {
+    serde_json::from_slice(&quorate(args).stdout).ok()
 }
 
 pub(crate) fn signal(pid: u32, which: &str) {

@@ -11,3 +11,5 @@ mod cluster;
 mod common;
 #[cfg(test)]
 mod history;
+#[cfg(test)]
+mod sloppy;

@@ -115,6 +115,7 @@ struct Running {
 struct Own {
     replica: Arc<Replica>,
     handoff: Arc<Handoff>,
+    view: watch::Sender<Arc<View>>,
 }
 
 /// Who holds hints for whom, as gossip would tell it.
@@ -248,12 +249,16 @@ impl Cluster {
             Arc::clone(&replica),
         )
         .expect("a journal of its own");
+        let view = watch::Sender::new(match self.gossip {
+            None => Arc::clone(&self.view),
+            Some(_) => Arc::new(View::new(self.view.params().clone(), Vec::new())),
+        });
         let service = PeerServer::new(
             Arc::clone(&replica),
             Arc::clone(&handoff),
             Arc::clone(&env.clock),
             self.hasher,
-            partitions,
+            view.subscribe(),
             Box::new(Bytes::new),
         );
         let transport = self
@@ -263,8 +268,9 @@ impl Cluster {
         let own = Own {
             replica: Arc::clone(&replica),
             handoff: Arc::clone(&handoff),
+            view,
         };
-        let coordinator = self.assemble(number, &env, &own, hlc, &transport);
+        let coordinator = self.assemble(number, &env, own, hlc, &transport);
         tasks.spawn(sweep(Arc::clone(&store), partitions, env));
         self.nodes[number].running = Some(Running {
             store,
@@ -280,19 +286,19 @@ impl Cluster {
         &self,
         number: usize,
         env: &Env,
-        own: &Own,
+        own: Own,
         clock: Arc<Hlc>,
         transport: &Arc<SimTransport>,
     ) -> Coordinator {
         let node = &self.nodes[number];
         let transport = || Arc::clone(transport) as Arc<dyn Transport>;
-        let view = watch::Sender::new(match self.gossip {
-            None => Arc::clone(&self.view),
-            Some(_) => Arc::new(View::new(self.view.params().clone(), Vec::new())),
-        });
-        let (replica, handoff) = (&own.replica, &own.handoff);
+        let Own {
+            replica,
+            handoff,
+            view,
+        } = own;
         let tag = node.id.tag();
-        lock(&self.holders).insert(tag, Arc::clone(handoff));
+        lock(&self.holders).insert(tag, Arc::clone(&handoff));
         let owed = watch::Sender::new(Arc::<Owed>::default());
         let coordinator = Coordinator::new(Parts {
             config: Config {
@@ -303,11 +309,11 @@ impl Cluster {
             writer: node.id.writer_tag(node.epoch),
             env: env.clone(),
             view: view.subscribe(),
-            replica: Arc::clone(replica),
+            replica: Arc::clone(&replica),
             clock,
             hasher: self.hasher,
             transport: transport(),
-            handoff: Arc::clone(handoff),
+            handoff: Arc::clone(&handoff),
             owed: owed.subscribe(),
         });
         let holders = Arc::clone(&self.holders);
@@ -327,7 +333,7 @@ impl Cluster {
             self_tag: tag,
             env: env.clone(),
             view: view.subscribe(),
-            handoff: Arc::clone(handoff),
+            handoff,
             hasher: self.hasher,
             transport: transport(),
         };
@@ -337,7 +343,7 @@ impl Cluster {
             n: self.quorum.n(),
             env: env.clone(),
             view: view.subscribe(),
-            replica: Arc::clone(replica),
+            replica,
             hasher: self.hasher,
             transport: transport(),
         };

@@ -92,4 +92,11 @@ pub struct Found {
     pub entries: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
+impl Found {
+    fn bytes(&self) -> usize {
+        let entries = self.entries.iter();
+        entries.map(|(key, value)| key.len() + value.len()).sum()
+    }
+}
+
 const CHANGES_BYTES: usize = 64;

@@ -193,21 +193,30 @@ impl Handoff {
         if waits {
             let this = Arc::clone(self);
             let undo_now = undo.clone();
+            let count = numbers.len() as u64;
             let done = Box::new(move |result: Result<(), JournalFailed>| {
-                if result.is_err() {
+                let counter = if result.is_ok() {
+                    &this.stats.kept
+                } else {
                     this.forget(&undo);
-                }
+                    &this.stats.refused_failed
+                };
+                counter.fetch_add(count, Ordering::Relaxed);
                 // Nobody waits any more: the caller's connection is gone.
                 let _told: Result<(), bool> = tell.send(result.is_ok());
             });
             let queued = self.journal.commit(changes, self.config.durability, done);
             if queued.is_err() {
                 self.forget(&undo_now);
+                self.stats
+                    .refused_failed
+                    .fetch_add(count, Ordering::Relaxed);
             }
         }
         drop(order);
-        self.count_replies(&replies);
-        let this = Arc::clone(self);
+        let is_full = |reply: &&HintReply| **reply == HintReply::Refused(Refusal::HintsFull);
+        let full = replies.iter().filter(is_full).count() as u64;
+        self.stats.refused_full.fetch_add(full, Ordering::Relaxed);
         async move {
             if !waits {
                 return replies;
@@ -216,7 +225,6 @@ impl Handoff {
             if !told.await.unwrap_or(false) {
                 for number in numbers {
                     replies[number] = HintReply::Refused(Refusal::HintsFailed);
-                    this.stats.refused_failed.fetch_add(1, Ordering::Relaxed);
                 }
             }
             replies
@@ -255,19 +263,6 @@ impl Handoff {
                 }
             }
         }
-    }
-
-    fn count_replies(&self, replies: &[HintReply]) {
-        let count = |counter: &AtomicU64, of: fn(&HintReply) -> bool| {
-            let counted = replies.iter().filter(|reply| of(reply)).count();
-            counter.fetch_add(counted as u64, Ordering::Relaxed);
-        };
-        count(&self.stats.kept, |reply| {
-            !matches!(reply, HintReply::Refused(_))
-        });
-        count(&self.stats.refused_full, |reply| {
-            matches!(reply, HintReply::Refused(Refusal::HintsFull))
-        });
     }
 
     /// What is not on disk was refused, and is not kept.
