@@ -80,6 +80,7 @@ pub struct Node {
     env: Env,
     endpoint: Endpoint,
     membership: Membership,
+    handoff: Arc<Handoff>,
 }
 
 impl Node {
@@ -100,23 +101,9 @@ impl Node {
             n: settings.quorum().n(),
         };
         let hasher = KeyHasher::new(&params.cluster);
-        let store = Arc::new(Store::new(hasher));
-        let clock = Arc::new(Hlc::new(settings.max_clock_drift));
-        let replica = Arc::new(Replica::new(
-            Arc::clone(&store),
-            Arc::clone(&clock),
-            value_bytes_max,
-            Standing::unsure(params.partitions),
-        ));
-
-        let handoff = Handoff::open(
-            handoff_config(settings),
-            &*env.disk,
-            Arc::clone(&env.clock),
-            Arc::clone(&replica),
-        )?;
+        let own = Own::open(settings, env, params.partitions)?;
         let owed = watch::Sender::new(Arc::<Owed>::default());
-        let membership_config = membership_config(settings, params.clone());
+        let membership_config = membership_config(settings, params);
         let membership =
             Membership::start(membership_config, env, Arc::new(endpoint.clone())).await?;
         let coordinator = Coordinator::new(Parts {
@@ -128,18 +115,13 @@ impl Node {
             writer: settings.node.writer_tag(membership.incarnation()),
             env: env.clone(),
             view: membership.view(),
-            replica: Arc::clone(&replica),
-            clock,
+            replica: Arc::clone(&own.replica),
+            clock: Arc::clone(&own.clock),
             hasher,
             transport: Arc::new(endpoint.clone()),
-            handoff: Arc::clone(&handoff),
+            handoff: Arc::clone(&own.handoff),
             owed: owed.subscribe(),
         });
-        let own = Own {
-            store: Arc::clone(&store),
-            replica: Arc::clone(&replica),
-            handoff: Arc::clone(&handoff),
-        };
         serve_peers(settings, env, (&membership, &endpoint), &own)?;
 
         let status = NodeStatus {
@@ -148,17 +130,18 @@ impl Node {
             env: env.clone(),
             membership: membership.clone(),
             coordinator: coordinator.clone(),
-            store,
-            handoff,
+            store: own.store,
+            handoff: Arc::clone(&own.handoff),
             hasher,
         };
         tell_load(env, status.clone(), owed);
-        open_doors(settings, env, coordinator, status, (&endpoint, replica)).await?;
+        open_doors(settings, env, coordinator, status, (&endpoint, own.replica)).await?;
         info!(node = %settings.node, cluster = settings.cluster, "started");
         Ok(Self {
             env: env.clone(),
             endpoint,
             membership,
+            handoff: own.handoff,
         })
     }
 
@@ -168,6 +151,7 @@ impl Node {
         if !self.env.tasks.shutdown(wait_max).await {
             warn!("stopped with tasks still under way (shutdown_timeout)");
         }
+        drop(timeout(wait_max, self.handoff.flush()).await);
         // Last, so that nothing dials anew what was closed.
         self.endpoint.close().await;
     }
@@ -175,9 +159,36 @@ impl Node {
 
 /// What a node holds.
 struct Own {
+    clock: Arc<Hlc>,
     store: Arc<Store>,
     replica: Arc<Replica>,
     handoff: Arc<Handoff>,
+}
+
+impl Own {
+    /// Nothing yet, but for the hints of before.
+    fn open(settings: &Settings, env: &Env, partitions: Partitions) -> anyhow::Result<Self> {
+        let store = Arc::new(Store::new(KeyHasher::new(&settings.cluster)));
+        let clock = Arc::new(Hlc::new(settings.max_clock_drift));
+        let replica = Arc::new(Replica::new(
+            Arc::clone(&store),
+            Arc::clone(&clock),
+            usize::try_from(settings.max_value_bytes.0)?,
+            Standing::unsure(partitions),
+        ));
+        let handoff = Handoff::open(
+            handoff_config(settings),
+            &*env.disk,
+            Arc::clone(&env.clock),
+            Arc::clone(&replica),
+        )?;
+        Ok(Self {
+            clock,
+            store,
+            replica,
+            handoff,
+        })
+    }
 }
 
 /// Tells the others what this node holds, and takes note of who they hold hints for.
@@ -221,6 +232,7 @@ fn serve_peers(
         store,
         replica,
         handoff,
+        ..
     } = own;
     let partitions = Partitions::new(settings.partitions)?;
     let hasher = KeyHasher::new(&settings.cluster);

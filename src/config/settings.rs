@@ -107,7 +107,7 @@ settings! {
         pub hint_window: Duration = "3h", like "12h", within "1s" to "30d";
 
         /// How fast this node gives hints back, all together, in bytes a second.
-        pub hint_replay_bytes_per_s: ByteSize = "8MiB", like "32MiB", within "1KiB" to "10GiB";
+        pub hint_replay_bytes_per_s: ByteSize = "2MiB", like "32MiB", within "1KiB" to "10GiB";
     }
 
     "Redis clients (RESP)" {

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
-use std::str::FromStr;
+use std::str::{FromStr, ParseBoolError};
 use std::time::Duration;
 
 use toml::de::{DeInteger, DeValue};
@@ -481,9 +481,9 @@ fn sloppy_keyspace(text: &str) -> Result<SloppyKeyspace, Refusal> {
     }
     Ok(SloppyKeyspace {
         prefix: prefix.to_owned(),
-        is_sloppy: truth
-            .parse()
-            .or(Err(refuse("after the `=` stands neither true nor false")))?,
+        is_sloppy: truth.parse().map_err(|_error: ParseBoolError| {
+            refuse("after the `=` stands neither true nor false")
+        })?,
     })
 }
 

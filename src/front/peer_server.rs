@@ -16,7 +16,7 @@ use crate::ring::{Partitions, View};
 use crate::store::ExpiryChange;
 use crate::wire::{
     Answer, FrameError, FrameReader, Operation, PAGE_BYTES_MAX, RESPONSE_VALUES_BYTES_MAX, Refusal,
-    RequestHeader, ResponseFrame, ResponseHeader, WireRecord, encode,
+    RequestHeader, ResponseFrame, ResponseHeader, WireExpiry, WireRecord, encode,
 };
 
 /// Where a node's encoded member table comes from.
@@ -95,24 +95,7 @@ impl PeerServer {
                     out,
                 );
             }
-            Operation::Expire(key, expiry) => {
-                let key = self.key(key);
-                let changed = key
-                    .ok_or(Refusal::TooBig)
-                    .and_then(|key| self.replica.change_expiry(key, expiry.into(), wall));
-                encode(
-                    &match changed {
-                        Ok(ExpiryChange::Done {
-                            now_held,
-                            expired_at_before,
-                        }) => Answer::Expiry(now_held, expired_at_before),
-                        Ok(ExpiryChange::Superseded { by }) => Answer::ExpirySuperseded(by),
-                        Err(refusal) => Answer::Refused(refusal),
-                    },
-                    out,
-                );
-                return key.is_none_or(|key| self.replica.is_sure(key.partition));
-            }
+            Operation::Expire(key, expiry) => return self.expire(key, expiry, wall, out),
             Operation::Scan(partition, after, ring) => {
                 if ring != self.view.borrow().version() {
                     encode(&Answer::Refused(Refusal::OtherRing), out);
@@ -122,15 +105,7 @@ impl PeerServer {
                 return self.replica.is_sure(partition);
             }
             Operation::HintedRead(key) => {
-                self.handoff.read(key, |record| match record {
-                    Some(record) if room == 0 => {
-                        encode(&Answer::Summary(Some(Summary::of(record.into()))), out);
-                    }
-                    record => {
-                        let record = record.map(|record| RecordRef::from(record).into());
-                        encode(&Answer::Record(record), out);
-                    }
-                });
+                self.hinted(key, room, out);
                 return false;
             }
             Operation::HintedSummary(key) => {
@@ -149,6 +124,39 @@ impl PeerServer {
             }
         }
         true
+    }
+
+    /// Changes an expiry; whether the answer is sure.
+    fn expire(&self, key: &[u8], expiry: WireExpiry, wall: Millis, out: &mut Vec<u8>) -> bool {
+        let key = self.key(key);
+        let changed = key
+            .ok_or(Refusal::TooBig)
+            .and_then(|key| self.replica.change_expiry(key, expiry.into(), wall));
+        encode(
+            &match changed {
+                Ok(ExpiryChange::Done {
+                    now_held,
+                    expired_at_before,
+                }) => Answer::Expiry(now_held, expired_at_before),
+                Ok(ExpiryChange::Superseded { by }) => Answer::ExpirySuperseded(by),
+                Err(refusal) => Answer::Refused(refusal),
+            },
+            out,
+        );
+        key.is_none_or(|key| self.replica.is_sure(key.partition))
+    }
+
+    /// The newest hint for a key, as [`Self::read`] gives a record.
+    fn hinted(&self, key: &[u8], room: usize, out: &mut Vec<u8>) {
+        self.handoff.read(key, |record| match record {
+            Some(record) if room == 0 => {
+                encode(&Answer::Summary(Some(Summary::of(record.into()))), out);
+            }
+            record => {
+                let record = record.map(|record| RecordRef::from(record).into());
+                encode(&Answer::Record(record), out);
+            }
+        });
     }
 
     /// Keeps the hints of a frame that holds nothing else. Its response waits for the disk.

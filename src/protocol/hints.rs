@@ -86,6 +86,15 @@ pub enum Kept {
     Full,
 }
 
+/// Hints that are of no use any more.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Ended {
+    /// For whom and of which key.
+    pub hints: Vec<(NodeTag, Box<[u8]>)>,
+    /// How many of them were too old; the others' time was over.
+    pub too_old: u64,
+}
+
 /// What is kept for one home.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct HintSummary {
@@ -247,25 +256,24 @@ impl HintQueues {
         queue.hints.into_iter().map(|(key, _)| key).collect()
     }
 
-    /// Removes what is over or too old at `now`. Who and what, and how many were too old.
-    pub fn expire(&mut self, now: Millis) -> (Vec<(NodeTag, Box<[u8]>)>, u64) {
+    /// Removes what is over or too old at `now`.
+    pub fn expire(&mut self, now: Millis) -> Ended {
         let window = u64::try_from(self.limits.window.as_millis()).unwrap_or(u64::MAX);
         let since_min = Millis(now.0.saturating_sub(window));
-        let mut ended = Vec::new();
-        let mut too_old = 0;
+        let mut ended = Ended::default();
         for (&home, queue) in &self.homes {
             for (key, hint) in &queue.hints {
                 let is_too_old = hint.since < since_min;
-                too_old += u64::from(is_too_old);
+                ended.too_old += u64::from(is_too_old);
                 if is_too_old || hint.missed.is_over(now) {
-                    ended.push((home, key.clone()));
+                    ended.hints.push((home, key.clone()));
                 }
             }
         }
-        for (home, key) in &ended {
+        for (home, key) in &ended.hints {
             self.take(*home, key);
         }
-        (ended, too_old)
+        ended
     }
 
     /// Every hint there is.
@@ -425,8 +433,8 @@ mod tests {
         let ends = Record::value(version(2), Some(Millis(12_000)), Bytes::new());
         queues.keep(HOME, b"ends", (&ends).into(), Millis(9_000));
         keep(&mut queues, "stays", 9_500);
-        let (ended, too_old) = queues.expire(Millis(12_000));
-        let keys: Vec<_> = ended.iter().map(|(_, key)| &key[..]).collect();
+        let Ended { hints, too_old } = queues.expire(Millis(12_000));
+        let keys: Vec<_> = hints.iter().map(|(_, key)| &key[..]).collect();
         assert_eq!((keys, too_old), (vec![&b"old"[..], b"ends"], 1));
         assert_eq!(queues.count(), 1);
     }

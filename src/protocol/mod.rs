@@ -8,8 +8,8 @@ mod read;
 mod staleness;
 mod write;
 
-pub use hints::{HINT_BYTES, Hint, HintLimits, HintQueues, HintSummary, Kept, Missed};
-pub use read::{ReadAction, ReadOp, ReadPlan, Told, Want};
+pub use hints::{Ended, HINT_BYTES, Hint, HintLimits, HintQueues, HintSummary, Kept, Missed};
+pub use read::{ReadAction, ReadOp, ReadPlan, StandIns, Told, Want};
 pub use staleness::{Samples, WriteSample};
 pub use write::{WriteAction, WriteOp, WritePlan};
 

@@ -204,7 +204,8 @@ impl Cluster {
         cluster
     }
 
-    pub(crate) fn start_node(&mut self, number: usize, memory: &Memory) {
+    /// What a node that starts has in memory.
+    fn remembered(&mut self, number: usize, memory: &Memory) -> Arc<Store> {
         let store = Arc::new(Store::new(self.hasher));
         if matches!(memory, Memory::Nothing) {
             // Neither memory nor disk.
@@ -218,6 +219,11 @@ impl Cluster {
         if let Some(held) = held {
             self.copy(&held, &store);
         }
+        store
+    }
+
+    pub(crate) fn start_node(&mut self, number: usize, memory: &Memory) {
+        let store = self.remembered(number, memory);
         let node = &mut self.nodes[number];
         node.epoch += 1;
         let tasks = Tasks::new();
@@ -316,19 +322,7 @@ impl Cluster {
             handoff: Arc::clone(&handoff),
             owed: owed.subscribe(),
         });
-        let holders = Arc::clone(&self.holders);
-        env.tasks.spawn(async move {
-            loop {
-                let holders = lock(&holders).clone();
-                let held = holders.iter().flat_map(|(&holder, handoff)| {
-                    let homes = handoff.summaries().into_keys();
-                    homes.map(move |home| (holder, home)).collect::<Vec<_>>()
-                });
-                owed.send_replace(Arc::new(Owed::new(held)));
-                // Gossip is never up to date.
-                tokio::time::sleep(Duration::from_millis(500)).await;
-            }
-        });
+        env.tasks.spawn(tell_owed(Arc::clone(&self.holders), owed));
         let replay = Replay {
             self_tag: tag,
             env: env.clone(),
@@ -350,9 +344,15 @@ impl Cluster {
         if self.breakage != Some(Breakage::CountAmnesiac) || node.epoch == 1 {
             env.tasks.spawn(catch_up.run());
         }
+        self.follow_gossip(number, env, view);
+        coordinator
+    }
+
+    /// Lets a node know the ring by gossip, if that is how it does.
+    fn follow_gossip(&self, number: usize, env: &Env, view: watch::Sender<Arc<View>>) {
         let gossip = self.gossip.clone();
         let config = self.membership_config(number);
-        let (env, id) = (env.clone(), node.id.clone());
+        let (env, id) = (env.clone(), self.nodes[number].id.clone());
         env.tasks.clone().spawn(async move {
             if let Some(gossip) = gossip {
                 let membership = start_membership(&gossip, &config, &env).await;
@@ -370,7 +370,6 @@ impl Cluster {
             env.tasks.stopped().await;
             drop(view);
         });
-        coordinator
     }
 
     fn membership_config(&self, number: usize) -> membership::Config {
@@ -487,6 +486,20 @@ impl Cluster {
                 true
             });
         }
+    }
+}
+
+/// What gossip would tell a node of who holds hints for whom.
+async fn tell_owed(holders: Holders, owed: watch::Sender<Arc<Owed>>) {
+    loop {
+        let holders = lock(&holders).clone();
+        let held = holders.iter().flat_map(|(&holder, handoff)| {
+            let homes = handoff.summaries().into_keys();
+            homes.map(move |home| (holder, home)).collect::<Vec<_>>()
+        });
+        owed.send_replace(Arc::new(Owed::new(held)));
+        // Gossip is never up to date.
+        tokio::time::sleep(Duration::from_millis(500)).await;
     }
 }
 

@@ -56,6 +56,13 @@ impl Setting {
     }
 }
 
+impl Setting {
+    /// Whether it is about what stand-ins promise.
+    fn is_of_hints(&self) -> bool {
+        self.is_sloppy && self.level == Level::Quorum
+    }
+}
+
 /// What came of it.
 #[derive(Debug)]
 pub(crate) struct Report {
@@ -81,6 +88,14 @@ struct History {
     of_key: BTreeMap<usize, Vec<Operation>>,
     notes: BTreeMap<(usize, u64), String>,
     answered: u64,
+}
+
+impl History {
+    /// Of how many reads how many were stale.
+    fn stale_reads(&self) -> (u64, u64) {
+        let of_keys = self.of_key.values().map(|of_key| stale_reads(of_key));
+        of_keys.fold((0, 0), |(a, b), (reads, stale)| (a + reads, b + stale))
+    }
 }
 
 #[derive(Clone)]
@@ -257,7 +272,7 @@ pub(crate) fn run(seed: u64, setting: Setting) -> Report {
 
 async fn simulate(seed: u64, setting: Setting) -> Report {
     let rng = SeededRng::from_seed(seed);
-    let is_of_hints = setting.is_sloppy && setting.level == Level::Quorum;
+    let is_of_hints = setting.is_of_hints();
     let nodes = 3 + u8::try_from(rng.next_u64() % 3).unwrap_or(0);
     let nodes = if is_of_hints { 5 } else { nodes };
     let quorum = match setting.breakage {
@@ -286,18 +301,7 @@ async fn simulate(seed: u64, setting: Setting) -> Report {
     let clients: Vec<_> = (0..CLIENTS)
         .map(|client| spawn(world.clone().client(client, seed, until)))
         .collect();
-    // `quorum` promises nothing while replicas are without their memory.
-    let may_forget = setting.level == Level::Linearizable;
-    let kinds = Fault::ALL.into_iter().filter(|fault| match is_of_hints {
-        // Clocks order writes that no home has in common.
-        true => !fault.is_of_clocks() && (!fault.loses_memory() || fault.keeps_disk()),
-        false => may_forget || !fault.loses_memory(),
-    });
-    let mut faults = Faults::new(seed, kinds.collect());
-    if is_of_hints {
-        // What is acknowledged by one home and a stand-in survives one loss.
-        faults.losses_left = 1;
-    }
+    let mut faults = faults_of(seed, &setting);
     while now() < until {
         sleep(TICK).await;
         faults.advance(TICK, &mut world.cluster());
@@ -325,21 +329,33 @@ async fn simulate(seed: u64, setting: Setting) -> Report {
         messages,
         virtual_time: started.elapsed(),
         faults: faults.counts,
-        stale: match setting.level {
-            Level::One | Level::Quorum if setting.is_sloppy || setting.level == Level::One => {
-                history
-                    .of_key
-                    .values()
-                    .map(|operations| stale_reads(operations))
-                    .fold((0, 0), |(a, b), (reads, stale)| (a + reads, b + stale))
-            }
-            _ => (0, 0),
+        stale: match is_of_hints || setting.level == Level::One {
+            true => history.stale_reads(),
+            false => (0, 0),
         },
         is_sloppy: is_of_hints,
         hints: world.cluster().hints_handled(),
         trace: network.trace(),
         violation,
     }
+}
+
+/// What may go wrong in a run.
+fn faults_of(seed: u64, setting: &Setting) -> Faults {
+    // `quorum` promises nothing while replicas are without their memory.
+    let may_forget = setting.level == Level::Linearizable;
+    let is_of_hints = setting.is_of_hints();
+    let kinds = Fault::ALL.into_iter().filter(|fault| match is_of_hints {
+        // Clocks order writes that no home has in common.
+        true => !fault.is_of_clocks() && (!fault.loses_memory() || fault.keeps_disk()),
+        false => may_forget || !fault.loses_memory(),
+    });
+    let mut faults = Faults::new(seed, kinds.collect());
+    if is_of_hints {
+        // What is acknowledged by one home and a stand-in survives one loss.
+        faults.losses_left = 1;
+    }
+    faults
 }
 
 fn violation(history: &History, setting: &Setting) -> Option<(usize, String)> {

@@ -71,7 +71,9 @@ mod tests {
 
     use super::*;
 
-    fn found(bytes: &[u8]) -> (Vec<(Vec<u8>, Vec<u8>)>, u64) {
+    type Entry = (Vec<u8>, Vec<u8>);
+
+    fn found(bytes: &[u8]) -> (Vec<Entry>, u64) {
         let mut entries = Vec::new();
         let damaged = search(bytes, |key, value| {
             entries.push((key.to_vec(), value.to_vec()));

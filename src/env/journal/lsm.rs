@@ -7,8 +7,8 @@
 //! so every entry describes itself (see [`super::frame`]), and a database that does not open is
 //! searched for them and written anew.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -194,10 +194,9 @@ impl Worker {
             // An earlier start ended while it was rescuing.
             rescued.entries.extend(Files::search(&aside).found.entries);
         }
-        if rescued.entries.is_empty() || self.write_all(&rescued) {
-            if self.tree.is_some() && aside.exists() {
-                remove(&aside);
-            }
+        let is_rescued = rescued.entries.is_empty() || self.write_all(&rescued);
+        if is_rescued && self.tree.is_some() && aside.exists() {
+            remove(&aside);
         }
         found.entries.extend(rescued.entries);
         if damaged > 0 {
@@ -473,7 +472,7 @@ impl Files {
         });
         let mut files = Self::default();
         for path in paths {
-            match fs::read(&path) {
+            match read_used(&path) {
                 Ok(bytes) => {
                     files.bytes += bytes.len();
                     files.damaged += search_bytes(&bytes, &mut files.found);
@@ -501,6 +500,28 @@ impl Files {
             }
         }
         cut
+    }
+}
+
+/// A file without the zeros at its end: logs are made longer than they are used.
+fn read_used(path: &Path) -> io::Result<Vec<u8>> {
+    let mut file = File::open(path)?;
+    let (mut used, mut zeros) = (Vec::new(), 0);
+    let mut chunk = vec![0; CHUNK_BYTES];
+    loop {
+        let read = file.read(&mut chunk)?;
+        let bytes = &chunk[..read];
+        if read == 0 {
+            return Ok(used);
+        }
+        match bytes.iter().rposition(|&byte| byte != 0) {
+            Some(last) => {
+                used.resize(used.len() + zeros, 0);
+                used.extend_from_slice(&bytes[..=last]);
+                zeros = read - last - 1;
+            }
+            None => zeros += read,
+        }
     }
 }
 
@@ -548,6 +569,7 @@ const CACHE_BYTES: u64 = 1 << 20;
 const MEMTABLE_BYTES: u64 = 8 << 20;
 /// The least that the database allows.
 const LOG_BYTES_MAX: u64 = 64 << 20;
+const CHUNK_BYTES: usize = 256 * 1024;
 /// Below so many bytes it is not worth while to write a journal anew.
 const KEPT_BYTES: usize = 1 << 20;
 /// What may wait for the disk.

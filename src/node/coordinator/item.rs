@@ -8,7 +8,9 @@ use crate::model::{
     Body, Expiry, HashedKey, Level, Millis, NodeTag, PartitionId, Stamp, Summary, Version,
 };
 use crate::node::handoff::Owed;
-use crate::protocol::{QuorumNotMet, ReadOp, ReadPlan, StandIn, Voters, Want, WriteOp, WritePlan};
+use crate::protocol::{
+    QuorumNotMet, ReadOp, ReadPlan, StandIn, StandIns, Voters, Want, WriteOp, WritePlan,
+};
 use crate::ring::View;
 
 /// One request under way.
@@ -118,23 +120,9 @@ impl Item {
             Action::Set { value, expires_at } => write(Some(value), expires_at),
             Action::Delete => write(None, None),
             Action::Expire { at } => {
-                let plan = ReadPlan {
-                    // All homes are to hear of it.
-                    voters: Voters::EVERYONE,
-                    frugal: false,
-                    leaves_hints: true,
-                    ..homes.read_plan(level, writes, Want::Summary, now)
-                };
-                Op::Expire(ExpireOp {
-                    read: ReadOp::new(homes.count(), plan),
-                    plan,
-                    expiry: Expiry {
-                        version: version(),
-                        at,
-                    },
-                    before: None,
-                    restamps_left: RESTAMPS_MAX,
-                })
+                let plan = homes.read_plan(level, writes, Want::Summary, now);
+                let version = version();
+                Op::Expire(ExpireOp::new(&homes, plan, Expiry { version, at }))
             }
         };
         Self {
@@ -237,6 +225,26 @@ impl Item {
 }
 
 impl ExpireOp {
+    fn new(homes: &Homes<'_>, plan: ReadPlan, expiry: Expiry) -> Self {
+        let plan = ReadPlan {
+            // All homes are to hear of it.
+            voters: Voters::EVERYONE,
+            frugal: false,
+            stand_ins: match homes.is_sloppy {
+                true => StandIns::ForEachFailure,
+                false => StandIns::Never,
+            },
+            ..plan
+        };
+        Self {
+            read: ReadOp::new(homes.count(), plan),
+            plan,
+            expiry,
+            before: None,
+            restamps_left: RESTAMPS_MAX,
+        }
+    }
+
     pub(super) fn note_before(&mut self, held: Option<Summary>, before: Option<Millis>) {
         let Some(stamp) = held.map(|summary| summary.stamp) else {
             return;
@@ -301,9 +309,11 @@ impl<'a> Homes<'a> {
                 .own
                 .or_else(|| self.near.iter().position(|&near| near))
                 .unwrap_or(0),
-            is_sloppy: self.is_sloppy,
+            stand_ins: match self.is_sloppy {
+                true => StandIns::WhereNeeded,
+                false => StandIns::Never,
+            },
             owed: self.owed,
-            leaves_hints: false,
             now,
         }
     }

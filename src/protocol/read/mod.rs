@@ -43,14 +43,23 @@ pub struct ReadPlan {
     pub want: Want,
     /// Who is asked first, and for the whole record.
     pub first: usize,
-    /// Whether others may stand in for homes that do not answer or are owed.
-    pub is_sloppy: bool,
+    /// Who else is asked.
+    pub stand_ins: StandIns,
     /// Homes that others hold hints for.
     pub owed: Voters,
-    /// Stand-ins are found for every home that fails, as they are to keep something for it.
-    pub leaves_hints: bool,
     /// When it was begun: a replica need not hold what had ended by then.
     pub now: Millis,
+}
+
+/// When others are asked in the stead of homes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StandIns {
+    /// Never.
+    Never,
+    /// Where there are not enough homes that can be counted on.
+    WhereNeeded,
+    /// For every home that fails: they are to keep something for it.
+    ForEachFailure,
 }
 
 /// What the driver has to do.
@@ -261,7 +270,8 @@ impl ReadOp {
             stand_in,
             ..Replica::default()
         };
-        if stand_in.is_none() && self.plan.leaves_hints && !self.has_failed() {
+        let is_replaced = self.plan.stand_ins == StandIns::ForEachFailure;
+        if stand_in.is_none() && is_replaced && !self.has_failed() {
             self.seek(replica, actions);
         }
         self.advance(actions);
@@ -270,7 +280,7 @@ impl ReadOp {
     /// A home is late, or known to be away, and so is who was asked in its stead: they may still
     /// answer, but they are not waited for.
     pub fn on_late(&mut self, home: usize, actions: &mut Vec<ReadAction>) {
-        if self.outcome.is_some() || !self.plan.is_sloppy || self.plan.strict {
+        if self.outcome.is_some() || self.plan.stand_ins == StandIns::Never {
             return;
         }
         let mut is_news = false;
@@ -281,7 +291,7 @@ impl ReadOp {
                 is_news = true;
             }
         }
-        if is_news && self.plan.leaves_hints {
+        if is_news && self.plan.stand_ins == StandIns::ForEachFailure {
             self.seek(home, actions);
         }
         if is_news {
@@ -460,7 +470,7 @@ impl ReadOp {
 
     fn seek(&mut self, home: usize, actions: &mut Vec<ReadAction>) {
         let bit = 1 << (home % 16);
-        if self.plan.is_sloppy && !self.plan.strict && self.sought & bit == 0 {
+        if self.plan.stand_ins != StandIns::Never && self.sought & bit == 0 {
             self.sought |= bit;
             actions.push(ReadAction::StandIns { home });
         }

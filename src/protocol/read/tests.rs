@@ -20,9 +20,8 @@ fn plan(need: u8, want: Want) -> ReadPlan {
         frugal: false,
         want,
         first: 0,
-        is_sloppy: false,
+        stand_ins: StandIns::Never,
         owed: Voters::NOBODY,
-        leaves_hints: false,
         now: Millis(0),
     }
 }
@@ -238,7 +237,11 @@ fn unsure(hlc: u64) -> Told {
 fn a_stand_in_is_asked_where_too_few_homes_are_left_and_its_hint_is_seen() {
     for sloppy in [false, true] {
         let plan = ReadPlan {
-            is_sloppy: sloppy,
+            stand_ins: if sloppy {
+                StandIns::WhereNeeded
+            } else {
+                StandIns::Never
+            },
             ..plan(3, Want::Record)
         };
         let mut op = ReadOp::new(3, plan);
@@ -268,7 +271,7 @@ fn a_stand_in_is_asked_where_too_few_homes_are_left_and_its_hint_is_seen() {
 #[test]
 fn homes_enough_need_no_stand_ins() {
     let plan = ReadPlan {
-        is_sloppy: true,
+        stand_ins: StandIns::WhereNeeded,
         ..plan(2, Want::Record)
     };
     let mut op = ReadOp::new(3, plan);
@@ -283,7 +286,7 @@ fn homes_enough_need_no_stand_ins() {
 #[test]
 fn an_owed_home_does_not_make_up_a_quorum_before_its_stand_ins_are_heard() {
     let plan = ReadPlan {
-        is_sloppy: true,
+        stand_ins: StandIns::WhereNeeded,
         owed: Voters::those(3, |home| home != 0),
         ..plan(2, Want::Record)
     };
@@ -305,7 +308,7 @@ fn an_owed_home_does_not_make_up_a_quorum_before_its_stand_ins_are_heard() {
 #[test]
 fn a_stand_in_counts_for_one_home_and_not_beside_it() {
     let plan = ReadPlan {
-        is_sloppy: true,
+        stand_ins: StandIns::WhereNeeded,
         ..plan(3, Want::Summary)
     };
     let mut op = ReadOp::new(3, plan);
@@ -327,7 +330,7 @@ fn a_stand_in_counts_for_one_home_and_not_beside_it() {
 #[test]
 fn a_late_home_is_not_waited_for_once_its_stand_in_has_answered() {
     let plan = ReadPlan {
-        is_sloppy: true,
+        stand_ins: StandIns::WhereNeeded,
         ..plan(3, Want::Summary)
     };
     let mut op = ReadOp::new(3, plan);

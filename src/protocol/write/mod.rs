@@ -4,7 +4,7 @@
 //! something newer says so; then the write is stamped anew, above that, and sent again: its caller
 //! made it later than what it found, whatever the clocks say.
 //!
-//! Sloppy quorum (DeCandia et al., *Dynamo*, 2007): a home that fails, or is late, is replaced by a
+//! Sloppy quorum (*Dynamo*, Vogels and others, 2007): a home that fails, or is late, is replaced by a
 //! stand-in, which keeps the record for it and whose acknowledgement counts in its stead. A home and
 //! its stand-in count once.
 
@@ -286,7 +286,7 @@ impl WriteOp {
     }
 
     /// Looks for a stand-in if there is to be one; whether there is.
-    fn seek(&mut self, home: usize, actions: &mut Vec<WriteAction>) -> bool {
+    fn seek(&self, home: usize, actions: &mut Vec<WriteAction>) -> bool {
         let may = self.plan.is_sloppy
             && !self.plan.is_ordered
             && self.forsaken & (1 << (home % 16)) == 0
