@@ -18,7 +18,10 @@ fn hints(cluster: &Cluster, node: usize) -> Option<u64> {
 }
 
 fn all_hints(cluster: &Cluster, nodes: &[usize]) -> u64 {
-    nodes.iter().filter_map(|&node| hints(cluster, node)).sum()
+    nodes
+        .iter()
+        .map(|&node| hints(cluster, node).unwrap())
+        .sum()
 }
 
 /// Writes numbered keys through these nodes until told to stop; how many, none of which failed.

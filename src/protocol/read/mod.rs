@@ -127,6 +127,8 @@ struct Replica {
     stand_in: Option<StandIn>,
     /// Has not answered for so long that others are asked in its stead.
     is_late: bool,
+    /// Known to be away.
+    is_away: bool,
     /// Asked for the whole record, and has not answered that yet.
     fetching: bool,
     /// Being repaired to this stamp.
@@ -277,8 +279,14 @@ impl ReadOp {
         self.advance(actions);
     }
 
-    /// A home is late, or known to be away, and so is who was asked in its stead: they may still
-    /// answer, but they are not waited for.
+    /// A home is known to be away: it may still answer, but it is not waited for.
+    pub fn on_away(&mut self, home: usize, actions: &mut Vec<ReadAction>) {
+        self.replicas[home].is_away = true;
+        self.on_late(home, actions);
+    }
+
+    /// A home is late, and so is who was asked in its stead: others are asked. Who stands in and
+    /// knows nothing of the key does not count for a home that is only late, before time is up.
     pub fn on_late(&mut self, home: usize, actions: &mut Vec<ReadAction>) {
         if self.outcome.is_some() || self.plan.stand_ins == StandIns::Never {
             return;
@@ -486,9 +494,19 @@ impl ReadOp {
             .min(voters.saturating_sub(replied))
     }
 
+    /// Homes that have replied, or in whose stead somebody has.
     fn replied_or_stood_in(&self) -> u8 {
         let replied = self.count(Replica::has_replied);
-        replied + self.stood_in(replied, Replica::has_replied)
+        let any = self.stood_in(replied, Replica::has_replied);
+        // Those who keep something for a home acknowledge that, whatever they know of the key.
+        if self.is_late || self.plan.stand_ins == StandIns::ForEachFailure {
+            return replied + any;
+        }
+        let telling = self.stood_in(replied, |replica| replica.held().is_some());
+        let is_gone = |replica: &Replica| {
+            matches!(replica.state, State::Failed) || (replica.is_waiting() && replica.is_away)
+        };
+        replied + any.min(telling + self.count(is_gone))
     }
 
     const fn has_failed(&self) -> bool {

@@ -328,7 +328,27 @@ fn a_stand_in_counts_for_one_home_and_not_beside_it() {
 }
 
 #[test]
-fn a_late_home_is_not_waited_for_once_its_stand_in_has_answered() {
+fn a_stand_in_that_knows_nothing_does_not_answer_for_a_home_that_is_only_late() {
+    let plan = ReadPlan {
+        stand_ins: StandIns::WhereNeeded,
+        ..plan(1, Want::Record)
+    };
+    for hint in [0, 5] {
+        let mut op = ReadOp::new(1, plan);
+        let mut actions = Vec::new();
+        op.on_late(0, &mut actions);
+        op.on_stand_ins([stand_in(0, 0)], &mut actions);
+        op.on_told(1, unsure(hint), &mut actions);
+        assert_eq!(op.outcome().is_some(), hint > 0);
+        if hint == 0 {
+            assert_eq!(reply(&mut op, 0, 3), [ReadAction::Finished]);
+            assert_eq!(op.outcome(), Some(&Ok(summary(3))));
+        }
+    }
+}
+
+#[test]
+fn a_home_that_is_away_is_not_waited_for_once_its_stand_in_has_answered() {
     let plan = ReadPlan {
         stand_ins: StandIns::WhereNeeded,
         ..plan(3, Want::Summary)
@@ -337,7 +357,7 @@ fn a_late_home_is_not_waited_for_once_its_stand_in_has_answered() {
     let mut actions = Vec::new();
     reply(&mut op, 0, 5);
     reply(&mut op, 1, 5);
-    op.on_late(2, &mut actions);
+    op.on_away(2, &mut actions);
     assert_eq!(actions, [ReadAction::StandIns { home: 2 }]);
     op.on_stand_ins([stand_in(2, 0)], &mut actions);
     actions.clear();

@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
 use super::hedging::late_after;
-use super::item::{Item, Op, Payload, Start};
+use super::item::{ExpireOp, Item, Op, Payload, Start};
 use super::outbox::{Expected, Outbox, Parcel, What};
 use super::reply::Reply;
 use super::{Inner, Ran, Request};

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use super::{Batch, Op, Parcel, Reply, State};
+use super::{Batch, ExpireOp, Op, Parcel, Reply, State};
 use crate::model::{NodeTag, PartitionId};
 use crate::node::handoff::{HintReply, MissedRef, NewHint};
 use crate::protocol::{ReadAction, StandIn, WriteAction};
@@ -78,19 +78,21 @@ impl Batch {
         }
         let partition = state.items[item].partition;
         for home in 0..self.homes(partition).len() {
-            if !self.is_reachable(self.homes(partition)[home]) {
-                self.on_late_home(state, item, home);
+            let tag = self.homes(partition)[home];
+            if !self.is_reachable(tag) {
+                let is_known = self.view.member(tag).is_none_or(|member| !member.reachable);
+                self.on_late_home(state, item, home, is_known);
             }
         }
     }
 
     pub(super) fn on_late(&self, state: &mut State, item: usize) {
         for home in 0..self.homes(state.items[item].partition).len() {
-            self.on_late_home(state, item, home);
+            self.on_late_home(state, item, home, false);
         }
     }
 
-    fn on_late_home(&self, state: &mut State, item: usize, home: usize) {
+    fn on_late_home(&self, state: &mut State, item: usize, home: usize, is_away: bool) {
         let (mut reads, mut writes): (Vec<ReadAction>, Vec<WriteAction>) = Default::default();
         match &mut state.items[item].operation {
             Op::Write { op, .. } => {
@@ -98,8 +100,13 @@ impl Batch {
                     op.on_late(home, &mut writes);
                 }
             }
-            Op::Read(op) | Op::Learn { op, .. } => op.on_late(home, &mut reads),
-            Op::Expire(op) => op.read.on_late(home, &mut reads),
+            Op::Read(op) | Op::Learn { op, .. } | Op::Expire(ExpireOp { read: op, .. }) => {
+                if is_away {
+                    op.on_away(home, &mut reads);
+                } else {
+                    op.on_late(home, &mut reads);
+                }
+            }
         }
         self.perform_read(state, item, reads);
         self.perform_write(state, item, writes);
