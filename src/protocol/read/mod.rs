@@ -498,11 +498,15 @@ impl ReadOp {
     fn replied_or_stood_in(&self) -> u8 {
         let replied = self.count(Replica::has_replied);
         let any = self.stood_in(replied, Replica::has_replied);
+        let telling = self.stood_in(replied, |replica| replica.held().is_some());
+        if replied == 0 && self.plan.stand_ins == StandIns::WhereNeeded {
+            // A node that is cut off from all homes must not say that there is nothing.
+            return telling;
+        }
         // Those who keep something for a home acknowledge that, whatever they know of the key.
         if self.is_late || self.plan.stand_ins == StandIns::ForEachFailure {
             return replied + any;
         }
-        let telling = self.stood_in(replied, |replica| replica.held().is_some());
         let is_gone = |replica: &Replica| {
             matches!(replica.state, State::Failed) || (replica.is_waiting() && replica.is_away)
         };

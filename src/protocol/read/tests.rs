@@ -348,6 +348,26 @@ fn a_stand_in_that_knows_nothing_does_not_answer_for_a_home_that_is_only_late() 
 }
 
 #[test]
+fn stand_ins_that_know_nothing_do_not_answer_without_any_home() {
+    let plan = ReadPlan {
+        stand_ins: StandIns::WhereNeeded,
+        ..plan(1, Want::Record)
+    };
+    for hint in [0, 5] {
+        let mut op = ReadOp::new(2, plan);
+        let mut actions = Vec::new();
+        op.on_failed(0, None, &mut actions);
+        op.on_failed(1, None, &mut actions);
+        op.on_stand_ins([stand_in(0, 0)], &mut actions);
+        op.on_stand_ins([stand_in(1, 1)], &mut actions);
+        op.on_told(2, unsure(hint), &mut actions);
+        op.on_told(3, unsure(0), &mut actions);
+        let outcome = *op.outcome().unwrap();
+        assert_eq!(outcome.ok(), (hint > 0).then(|| summary(hint)));
+    }
+}
+
+#[test]
 fn a_home_that_is_away_is_not_waited_for_once_its_stand_in_has_answered() {
     let plan = ReadPlan {
         stand_ins: StandIns::WhereNeeded,
