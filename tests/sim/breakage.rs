@@ -108,6 +108,8 @@ impl Breakage {
         let quorum = match self {
             Self::AckBeforeW => Quorum::new(3, 2, 1),
             Self::AnswerBeforeR => Quorum::new(3, 1, 2),
+            // A hint may be all that there is of a write.
+            _ if self.is_of_hints() => Quorum::new(3, 3, 1),
             _ => Quorum::majority(3),
         };
         quorum.expect("at most three")

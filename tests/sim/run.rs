@@ -61,6 +61,16 @@ impl Setting {
     fn is_of_hints(&self) -> bool {
         self.is_sloppy && self.level == Level::Quorum
     }
+
+    /// Of three.
+    fn quorum(&self, seed: u64) -> Quorum {
+        let quorum = match seed % 3 {
+            0 if self.is_of_hints() => Quorum::new(3, 2, 3),
+            1 if self.is_of_hints() => Quorum::new(3, 3, 1),
+            _ => Quorum::majority(3),
+        };
+        quorum.expect("at most three")
+    }
 }
 
 /// What came of it.
@@ -277,8 +287,7 @@ async fn simulate(seed: u64, setting: Setting) -> Report {
     let nodes = if is_of_hints { 5 } else { nodes };
     let quorum = match setting.breakage {
         Some(breakage) => breakage.quorum(),
-        None if is_of_hints && seed.is_multiple_of(3) => Quorum::new(3, 2, 3).expect("of 3"),
-        None => Quorum::majority(3).expect("a majority of 3"),
+        None => setting.quorum(seed),
     };
     let cluster = Cluster::start(seed, nodes, quorum, setting.breakage, setting.membership);
     let network = cluster.network.clone();
@@ -301,7 +310,7 @@ async fn simulate(seed: u64, setting: Setting) -> Report {
     let clients: Vec<_> = (0..CLIENTS)
         .map(|client| spawn(world.clone().client(client, seed, until)))
         .collect();
-    let mut faults = faults_of(seed, &setting);
+    let mut faults = faults_of(seed, &setting, quorum);
     while now() < until {
         sleep(TICK).await;
         faults.advance(TICK, &mut world.cluster());
@@ -341,7 +350,7 @@ async fn simulate(seed: u64, setting: Setting) -> Report {
 }
 
 /// What may go wrong in a run.
-fn faults_of(seed: u64, setting: &Setting) -> Faults {
+fn faults_of(seed: u64, setting: &Setting, quorum: Quorum) -> Faults {
     // `quorum` promises nothing while replicas are without their memory.
     let may_forget = setting.level == Level::Linearizable;
     let is_of_hints = setting.is_of_hints();
@@ -352,8 +361,9 @@ fn faults_of(seed: u64, setting: &Setting) -> Faults {
     });
     let mut faults = Faults::new(seed, kinds.collect());
     if is_of_hints {
-        // What is acknowledged by one home and a stand-in survives one loss.
-        faults.losses_left = 1;
+        // What is acknowledged by two, homes in memory or stand-ins on disk, survives one loss of
+        // memory; what is acknowledged by one survives none.
+        faults.losses_left = u64::from(quorum.w() > 1);
     }
     faults
 }

@@ -9,8 +9,8 @@
 //! Each chitchat message begins with a digest of all nodes: 24 bytes of versions, 15 of address
 //! and generation, 2 + the name. With names of 13 characters 1,000 nodes are 54 kB, below the
 //! 64 KiB that a message may have. Of the keys, the entry is about 200 bytes, the parameters 30,
-//! the table's digest 16 and the load 90: 340 kB for 1,000 nodes, sent once; after that only what
-//! changed. The member table itself travels over the bulk lane: 150 kB for 1,000 nodes, to those
+//! the table's digest 16 and the load 110, 20 more for each home that the node holds hints for, 48 of
+//! them at most: 360 kB for 1,000 nodes, sent once; after that only what changed. The member table itself travels over the bulk lane: 150 kB for 1,000 nodes, to those
 //! whose digest differs.
 //!
 //! # Suspicion

@@ -55,11 +55,22 @@ impl Batch {
     pub(super) fn perform_write(&self, state: &mut State, item: usize, actions: Vec<WriteAction>) {
         for action in actions {
             match action {
+                WriteAction::Restamp { past, .. } if self.may_be_later(state, item, past) => {}
                 WriteAction::Restamp { replica, past } => self.restamp(state, item, replica, past),
                 WriteAction::StandIn { home } => self.replace_writer(state, item, home),
                 WriteAction::Finished => self.on_finished(state, item),
             }
         }
+    }
+
+    /// Whether what supersedes a write may have been written after that one was answered: then it
+    /// is to stay. What a fast clock has stamped before is ahead of this node's wall clock.
+    fn may_be_later(&self, state: &State, item: usize, past: Version) -> bool {
+        let is_answered = matches!(
+            &state.items[item].operation,
+            Op::Write { op, .. } if op.outcome().is_some()
+        );
+        is_answered && past.hlc.millis() <= self.now()
     }
 
     /// Stamps a superseded write anew and sends it to all homes.
