@@ -168,7 +168,8 @@ struct Own {
 impl Own {
     /// Nothing yet, but for the hints of before.
     fn open(settings: &Settings, env: &Env, partitions: Partitions) -> anyhow::Result<Self> {
-        let store = Arc::new(Store::new(KeyHasher::new(&settings.cluster)));
+        let hasher = KeyHasher::new(&settings.cluster);
+        let store = Arc::new(Store::new(hasher, partitions.count()));
         let clock = Arc::new(Hlc::new(settings.max_clock_drift));
         let replica = Arc::new(Replica::new(
             Arc::clone(&store),

@@ -9,7 +9,7 @@ use crate::model::{Body, HlcTime, NodeTag, Record, Version};
 const NOW: Millis = Millis(1_000);
 
 fn store() -> Store {
-    Store::new(KeyHasher::new("test"))
+    Store::new(KeyHasher::new("test"), 16)
 }
 
 fn key(store: &Store, bytes: &'static [u8]) -> HashedKey<'static> {
@@ -175,7 +175,7 @@ proptest! {
             let k = key(&forward, name);
             prop_assert_eq!(held(&forward, name, 0), held(&shuffled, name, 0));
             prop_assert_eq!(forward.digest(k.partition), shuffled.digest(k.partition));
-            bytes += forward.partitions.get(&k.partition).map_or(0, |p| p.find(k).map_or(0, Packed::bytes));
+            bytes += forward.groups.get(&group_of(k.partition)).map_or(0, |p| p.find(k).map_or(0, Packed::bytes));
         }
         prop_assert_eq!(forward.bytes(), bytes);
         prop_assert_eq!(forward.keys() + forward.tombstones(), shuffled.keys() + shuffled.tombstones());

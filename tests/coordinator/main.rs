@@ -135,7 +135,7 @@ impl Ring {
             tasks: tasks.clone(),
             disk: Arc::clone(&disk) as Arc<dyn Disk>,
         };
-        let store = Arc::new(Store::new(self.hasher));
+        let store = Arc::new(Store::new(self.hasher, self.partitions.count()));
         let hlc = Arc::new(Hlc::new(Duration::from_secs(10)));
         let replica = Replica::new(Arc::clone(&store), Arc::clone(&hlc), 1 << 20, standing);
         let replica = Arc::new(replica);

@@ -23,7 +23,7 @@ use tokio::time::sleep;
 
 fn open(dir: &Path) -> Option<Arc<Handoff>> {
     let replica = Replica::new(
-        Arc::new(Store::new(KeyHasher::new("kill"))),
+        Arc::new(Store::new(KeyHasher::new("kill"), 1)),
         Arc::new(Hlc::new(Duration::from_secs(10))),
         1 << 20,
         Standing::sure(Partitions::new(1).unwrap()),

@@ -206,7 +206,7 @@ impl Cluster {
 
     /// What a node that starts has in memory.
     fn remembered(&mut self, number: usize, memory: &Memory) -> Arc<Store> {
-        let store = Arc::new(Store::new(self.hasher));
+        let store = Arc::new(Store::new(self.hasher, PARTITIONS));
         if matches!(memory, Memory::Nothing) {
             // Neither memory nor disk.
             self.nodes[number].disk = Arc::default();
@@ -420,7 +420,7 @@ impl Cluster {
 
     /// Keeps what a node holds now, for a restart with old data.
     pub(crate) fn remember(&mut self, number: usize) {
-        let copy = Arc::new(Store::new(self.hasher));
+        let copy = Arc::new(Store::new(self.hasher, PARTITIONS));
         if let Some(running) = &self.nodes[number].running {
             self.copy(&running.store, &copy);
             self.nodes[number].earlier = Some(copy);

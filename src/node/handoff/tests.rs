@@ -70,7 +70,7 @@ fn open(disk: &dyn Disk) -> Arc<Handoff> {
         replay_bytes_per_s: 1_000,
     };
     let replica = Replica::new(
-        Arc::new(Store::new(KeyHasher::new("test"))),
+        Arc::new(Store::new(KeyHasher::new("test"), 1)),
         Arc::new(Hlc::new(Duration::from_secs(10))),
         1_000,
         Standing::sure(Partitions::new(1).unwrap()),
