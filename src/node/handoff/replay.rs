@@ -344,7 +344,7 @@ impl Replay {
         let progress = all.entry(home).or_default();
         progress.replayed += count;
         progress.bytes += bytes;
-        progress.failures = 0;
+        (progress.failures, progress.last_error) = (0, None);
         progress.lasted = progress
             .since
             .map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
