@@ -50,8 +50,10 @@ pub struct Handoff {
     order: Mutex<()>,
     queues: Mutex<HintQueues>,
     progress: Mutex<BTreeMap<NodeTag, Progress>>,
-    /// Hints came where there were none, or the last one is gone.
+    /// Hints came where there were none, or the last one is gone: for who tells others.
     changed: Notify,
+    /// The same for who gives them back.
+    wake: Notify,
     stats: HandoffStats,
 }
 
@@ -148,6 +150,7 @@ impl Handoff {
             queues: Mutex::new(queues),
             progress: Mutex::default(),
             changed: Notify::new(),
+            wake: Notify::new(),
             stats: HandoffStats::default(),
         }))
     }
@@ -187,7 +190,7 @@ impl Handoff {
         let is_first = !had_any && queues.count() > 0;
         drop(queues);
         if is_first {
-            self.changed.notify_one();
+            self.notify();
         }
         let waits = !changes.puts.is_empty();
         if waits {
@@ -343,7 +346,7 @@ impl Handoff {
         let gone: Vec<_> = keys.iter().map(|key| (home, &key[..])).collect();
         self.erase(&gone);
         drop(order);
-        self.changed.notify_one();
+        self.notify();
         self.stats
             .dropped
             .fetch_add(keys.len() as u64, Ordering::Relaxed);
@@ -377,7 +380,7 @@ impl Handoff {
         self.erase(&gone);
         drop(order);
         if is_last {
-            self.changed.notify_one();
+            self.notify();
         }
     }
 
@@ -431,7 +434,7 @@ impl Handoff {
         drop(order);
         let count = keys.len() as u64;
         self.stats.readdressed.fetch_add(count, Ordering::Relaxed);
-        self.changed.notify_one();
+        self.notify();
     }
 
     /// Writes all hints to a journal that began anew.
@@ -457,6 +460,11 @@ impl Handoff {
             }
         }
         drop(order);
+    }
+
+    fn notify(&self) {
+        self.changed.notify_one();
+        self.wake.notify_one();
     }
 
     fn queues(&self) -> MutexGuard<'_, HintQueues> {

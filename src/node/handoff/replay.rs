@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use serde_bytes::Bytes as ByteSlice;
 use tokio::sync::{oneshot, watch};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{debug, info};
 
 use super::Handoff;
@@ -100,7 +100,7 @@ impl Handoff {
             let mut progress = self.progress();
             let progress = progress.entry(home).or_default();
             (progress.next, progress.failures) = (None, 0);
-            self.changed.notify_one();
+            self.wake.notify_one();
         }
         has_hints
     }
@@ -134,8 +134,12 @@ impl Replay {
                     .tasks
                     .spawn(async move { this.replay(home, &pace).await });
             }
-            // Hints, members and the time of the next attempt all change; a look costs little.
-            sleep(LOOK_INTERVAL).await;
+            if self.handoff.count() == 0 {
+                drop(timeout(EXPIRE_INTERVAL, self.handoff.wake.notified()).await);
+            } else {
+                // Members and the time of the next attempt change; a look costs little.
+                sleep(LOOK_INTERVAL).await;
+            }
         }
     }
 
