@@ -6,6 +6,7 @@ pub mod config;
 pub mod dev;
 pub mod hints;
 pub mod kv;
+pub mod repair;
 pub mod ring;
 pub mod run;
 mod table;
@@ -41,6 +42,8 @@ enum Command {
     Ring(ring::RingCommand),
     /// Show the hints that a node holds for others; give them back or drop them.
     Hints(hints::HintsArgs),
+    /// Show how far a node's replicas agree with others; compare and repair them now.
+    Repair(repair::RepairArgs),
     /// Make and show certificates.
     Certs(certs::CertsArgs),
     /// Show and check configuration.
@@ -66,6 +69,7 @@ pub fn main() -> ExitCode {
         Command::Dev(args) => dev::run(&args, out),
         Command::Ring(command) => ring::run(&command, out),
         Command::Hints(args) => hints::run(&args, out),
+        Command::Repair(args) => repair::run(&args, out),
         Command::Certs(args) => certs::run(&args, SystemClock.wall(), out),
         Command::Config(command) => config::run(&command, out),
         Command::Bench(args) => {

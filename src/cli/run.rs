@@ -20,11 +20,12 @@ use tracing_subscriber::EnvFilter;
 use crate::config::{self, Checked, Settings, Sources};
 use crate::env::{Durability, Env, RealDisk, SeededRng, SystemClock, Tasks};
 use crate::front::metrics::Metrics;
-use crate::front::peer_server::PeerServer;
+use crate::front::peer_server::{PeerServer, Served};
 use crate::front::resp_server::{self, LevelRules, LocalFacts, NodeFacts, RespServer};
 use crate::front::{admin, http};
-use crate::model::{Hlc, KeyHasher};
+use crate::model::{Epoch, Hlc, KeyHasher};
 use crate::net::{self, CredentialFiles, Credentials, Endpoint};
+use crate::node::anti_entropy::{self, AntiEntropy, Responder};
 use crate::node::catch_up::CatchUp;
 use crate::node::coordinator::{self, Coordinator, Parts};
 use crate::node::handoff::replay::Replay;
@@ -35,7 +36,7 @@ use crate::node::status::NodeStatus;
 use crate::node::sweeper::sweep;
 use crate::protocol::HintLimits;
 use crate::ring::{Partitions, RingParams, Role};
-use crate::store::Store;
+use crate::store::{self, Store};
 
 /// Arguments of `run`.
 #[derive(Debug, Args)]
@@ -122,7 +123,10 @@ impl Node {
             handoff: Arc::clone(&own.handoff),
             owed: owed.subscribe(),
         });
-        serve_peers(settings, env, (&membership, &endpoint), &own)?;
+        let peers = (&membership, &endpoint);
+        let anti_entropy = anti_entropy(settings, env, peers, &own, owed.subscribe());
+        serve_peers(settings, env, peers, &own);
+        anti_entropy.start();
 
         let status = NodeStatus {
             self_id: settings.node.clone(),
@@ -132,6 +136,7 @@ impl Node {
             coordinator: coordinator.clone(),
             store: own.store,
             handoff: Arc::clone(&own.handoff),
+            anti_entropy,
             hasher,
         };
         tell_load(env, status.clone(), owed);
@@ -163,13 +168,19 @@ struct Own {
     store: Arc<Store>,
     replica: Arc<Replica>,
     handoff: Arc<Handoff>,
+    /// The last cut that the store was brought to.
+    cut: watch::Sender<Epoch>,
 }
 
 impl Own {
     /// Nothing yet, but for the hints of before.
     fn open(settings: &Settings, env: &Env, partitions: Partitions) -> anyhow::Result<Self> {
         let hasher = KeyHasher::new(&settings.cluster);
-        let store = Arc::new(Store::new(hasher, partitions.count()));
+        let limits = store::Limits {
+            partitions: partitions.count(),
+            tombstone_age: tombstone_age(settings),
+        };
+        let store = Arc::new(Store::new(hasher, limits));
         let clock = Arc::new(Hlc::new(settings.max_clock_drift));
         let replica = Arc::new(Replica::new(
             Arc::clone(&store),
@@ -188,6 +199,7 @@ impl Own {
             store,
             replica,
             handoff,
+            cut: watch::Sender::new(Epoch::default()),
         })
     }
 }
@@ -228,19 +240,22 @@ fn serve_peers(
     env: &Env,
     (membership, endpoint): (&Membership, &Endpoint),
     own: &Own,
-) -> anyhow::Result<()> {
+) {
     let Own {
         store,
         replica,
         handoff,
+        cut,
         ..
     } = own;
-    let partitions = Partitions::new(settings.partitions)?;
     let hasher = KeyHasher::new(&settings.cluster);
     let table = membership.clone();
     let peer_server = PeerServer::new(
-        Arc::clone(replica),
-        Arc::clone(handoff),
+        Served {
+            replica: Arc::clone(replica),
+            handoff: Arc::clone(handoff),
+            responder: Responder::new(Arc::clone(store)),
+        },
         Arc::clone(&env.clock),
         hasher,
         membership.view(),
@@ -267,8 +282,30 @@ fn serve_peers(
     env.tasks.spawn(replay.run());
     env.tasks.spawn(catch_up.run());
     env.tasks
-        .spawn(sweep(Arc::clone(store), partitions, env.clone()));
-    Ok(())
+        .spawn(sweep(Arc::clone(store), cut.clone(), env.clone()));
+}
+
+/// What keeps the node's replicas like those of others.
+fn anti_entropy(
+    settings: &Settings,
+    env: &Env,
+    (membership, endpoint): (&Membership, &Endpoint),
+    own: &Own,
+    owed: watch::Receiver<Arc<Owed>>,
+) -> Arc<AntiEntropy> {
+    AntiEntropy::new(anti_entropy::Parts {
+        config: anti_entropy_config(settings),
+        self_tag: settings.node.tag(),
+        env: env.clone(),
+        view: membership.view(),
+        replica: Arc::clone(&own.replica),
+        store: Arc::clone(&own.store),
+        hasher: KeyHasher::new(&settings.cluster),
+        transport: Arc::new(endpoint.clone()),
+        gossip: Arc::new(membership.clone()),
+        owed,
+        cut: own.cut.subscribe(),
+    })
 }
 
 async fn open_doors(
@@ -426,6 +463,19 @@ fn handoff_config(settings: &Settings) -> handoff::Config {
     }
 }
 
+fn anti_entropy_config(settings: &Settings) -> anti_entropy::Config {
+    anti_entropy::Config {
+        digest_interval: settings.digest_interval,
+        bytes_per_s: settings.repair_bytes_per_s.0,
+        tombstone_age: tombstone_age(settings),
+    }
+}
+
+/// Longer than any hint is kept, whatever the clock of who keeps it.
+fn tombstone_age(settings: &Settings) -> Duration {
+    settings.hint_window + 2 * settings.max_clock_drift + HINT_LATE_MAX
+}
+
 fn resp_config(settings: &Settings) -> anyhow::Result<resp_server::Config> {
     let password = settings
         .resp_password_file
@@ -489,5 +539,7 @@ fn resp_tls(cert: &Path, key: &Path) -> anyhow::Result<Arc<ServerConfig>> {
     Ok(Arc::new(config))
 }
 
+/// Between a look at the age of a hint and the end of what it does.
+const HINT_LATE_MAX: Duration = Duration::from_secs(60);
 /// Two gossip rounds or so: what others see of this node is about as old as that.
 const LOAD_INTERVAL: Duration = Duration::from_millis(500);

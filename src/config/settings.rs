@@ -110,6 +110,15 @@ settings! {
         pub hint_replay_bytes_per_s: ByteSize = "2MiB", like "32MiB", within "1KiB" to "10GiB";
     }
 
+    "Differences between replicas" {
+        /// How often this node tells the digests of its partitions; where they differ from another
+        /// home's twice in succession, the two reconcile. Rounded up to a multiple of 4.096 s.
+        pub digest_interval: Duration = "4s", like "12s", within "1s" to "1h";
+
+        /// How fast this node reconciles, in bytes a second sent and received.
+        pub repair_bytes_per_s: ByteSize = "4MiB", like "32MiB", within "1KiB" to "10GiB";
+    }
+
     "Redis clients (RESP)" {
         /// Where Redis clients connect over TCP; empty turns it off. An address that other
         /// machines can reach needs a password and TLS (protected mode).

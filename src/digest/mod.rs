@@ -1,8 +1,9 @@
-//! Finding out in what two replicas differ, at a cost that grows with the differences and not with
-//! what they have in common.
+//! In what two replicas differ: what each tells of its partitions, and how the differences are found.
 //!
-//! Knows nothing of records: it compares sets of [`Item`]s.
+//! Knows nothing of stores, peers or time: sets of items in, differences out.
 
 mod rateless;
+mod sheet;
 
 pub use rateless::{CodedSymbol, Decoder, Encoder, Inconsistent, Item, SYMBOL_BYTES, SessionKey};
+pub use sheet::{PackedSheet, Sheet};

@@ -75,6 +75,46 @@ impl CodedSymbol {
     fn is_empty(&self) -> bool {
         *self == Self::default()
     }
+
+    /// Appends it as bytes: three numbers of 8 bytes, little endian, and the count, its sign in the
+    /// lowest bit, 7 bits a byte.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        for number in [self.sum.key, self.sum.state, self.check] {
+            out.extend_from_slice(&number.to_le_bytes());
+        }
+        let mut count = ((self.count << 1) ^ (self.count >> 63)).cast_unsigned();
+        while count >= 0x80 {
+            out.push(count.to_le_bytes()[0] | 0x80);
+            count >>= 7;
+        }
+        out.push(count.to_le_bytes()[0]);
+    }
+
+    /// Takes one off `bytes`; `None`: there is no whole one.
+    pub fn decode(bytes: &mut &[u8]) -> Option<Self> {
+        let mut number = || -> Option<u64> {
+            let (number, rest) = bytes.split_first_chunk()?;
+            *bytes = rest;
+            Some(u64::from_le_bytes(*number))
+        };
+        let sum = Item {
+            key: number()?,
+            state: number()?,
+        };
+        let check = number()?;
+        let (mut count, mut shift) = (0_u64, 0);
+        loop {
+            let (byte, rest) = bytes.split_first()?;
+            *bytes = rest;
+            count |= u64::from(byte & 0x7f).checked_shl(shift)?;
+            if byte & 0x80 == 0 {
+                break;
+            }
+            shift += 7;
+        }
+        let count = (count >> 1).cast_signed() ^ -(count & 1).cast_signed();
+        Some(Self { sum, check, count })
+    }
 }
 
 /// To which symbols an item is mapped, in order, the first one always.
@@ -387,6 +427,20 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn symbols_survive_the_wire(numbers in any::<[u64; 3]>(), count in any::<i64>(), small in -300_i64..300) {
+            for count in [count, small] {
+                let sum = Item { key: numbers[0], state: numbers[1] };
+                let symbol = CodedSymbol { sum, check: numbers[2], count };
+                let mut bytes = Vec::new();
+                symbol.encode(&mut bytes);
+                prop_assert_eq!(CodedSymbol::decode(&mut &bytes[..]), Some(symbol));
+                for end in 0..bytes.len() {
+                    prop_assert_eq!(CodedSymbol::decode(&mut &bytes[..end]), None);
+                }
+            }
+        }
+
         #[test]
         fn any_two_sets_are_reconciled(
             theirs in prop::collection::btree_set(0u64..300, 0..200),

@@ -16,7 +16,8 @@ use tracing::{debug, warn};
 
 use super::unix::bind_unix;
 use crate::env::Env;
-use crate::model::{NodeId, NodeTag, check_key};
+use crate::model::{NodeId, NodeTag, PartitionId, check_key};
+use crate::node::anti_entropy::RepairReport;
 use crate::node::coordinator::{Action, Outcome, Request};
 use crate::node::handoff::HintsReport;
 use crate::node::staleness::StalenessReport;
@@ -40,6 +41,15 @@ pub enum AdminRequest {
     HintsDrop {
         /// Its name, or its number if it is no longer in the ring.
         node: String,
+    },
+    /// How far the node's replicas agree with others.
+    Repairs,
+    /// Compare partitions with other homes now.
+    RepairRun {
+        /// This partition; `None`: all.
+        partition: Option<u16>,
+        /// With this node; `None`: with all.
+        peer: Option<String>,
     },
     /// Who is home of a key.
     RingOwners {
@@ -82,6 +92,10 @@ pub enum AdminReply {
     Hints(HintsReport),
     /// To `HintsReplay` and `HintsDrop`: how many hints there were.
     HintsCount(u64),
+    /// To `Repairs`.
+    Repairs(RepairReport),
+    /// To `RepairRun`: how many sessions there will be.
+    RepairCount(usize),
     /// To `RingOwners`.
     RingOwners(KeyOwners),
     /// To `Get`.
@@ -161,6 +175,10 @@ async fn answer(request: AdminRequest, status: &NodeStatus) -> AdminReply {
         AdminRequest::Hints => return AdminReply::Hints(status.hints()),
         AdminRequest::HintsReplay { node } => return on_hints(&node, status, true),
         AdminRequest::HintsDrop { node } => return on_hints(&node, status, false),
+        AdminRequest::Repairs => return AdminReply::Repairs(status.repairs()),
+        AdminRequest::RepairRun { partition, peer } => {
+            return on_repair(partition, peer.as_deref(), status);
+        }
         AdminRequest::RingOwners { key } => return AdminReply::RingOwners(status.owners(&key)),
         AdminRequest::Get { key } => (key, Action::Get),
         AdminRequest::Delete { key } => (key, Action::Delete),
@@ -193,6 +211,40 @@ async fn answer(request: AdminRequest, status: &NodeStatus) -> AdminReply {
         Some(Outcome::Failed(error)) => AdminReply::Error(error.to_string()),
         Some(_) | None => AdminReply::Written,
     }
+}
+
+fn on_repair(partition: Option<u16>, peer: Option<&str>, status: &NodeStatus) -> AdminReply {
+    let view = status.coordinator.view();
+    let partition = partition.map(PartitionId);
+    let own = status.self_id.tag();
+    if let Some(partition) = partition {
+        let count = view.params().partitions.count();
+        if u32::from(partition.0) >= count {
+            let last = count - 1;
+            return AdminReply::Error(format!(
+                "there is no partition {partition}, the last one is {last}"
+            ));
+        }
+        if !view.homes(partition).contains(&own) {
+            return AdminReply::Error(format!(
+                "{} is no home of partition {partition}: ask one of its homes",
+                status.self_id
+            ));
+        }
+    }
+    let members = view.members().iter();
+    let mut others = members.filter(|member| member.tag != own);
+    let tag = match peer {
+        None => None,
+        Some(name) => match others.find(|member| *member.id.as_str() == *name) {
+            Some(member) if member.reachable => Some(member.tag),
+            Some(_) => return AdminReply::Error(format!("node `{name}` cannot be reached now")),
+            None => {
+                return AdminReply::Error(format!("there is no other node `{name}` in the ring"));
+            }
+        },
+    };
+    AdminReply::RepairCount(status.anti_entropy.want(partition, tag))
 }
 
 fn on_hints(node: &str, status: &NodeStatus, is_replay: bool) -> AdminReply {

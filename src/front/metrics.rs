@@ -70,6 +70,7 @@ impl Collector for Snapshot {
         self.peers(out)?;
         self.staleness(out)?;
         self.hints(out)?;
+        self.entropy(out)?;
         let counters = self.door_counters().into_iter().chain(self.room_counters());
         for Counter {
             name,
@@ -348,6 +349,73 @@ impl Snapshot {
         count(out, "sloppy_writes", help, load(&stats.sloppy_writes))?;
         let help = "Reads answered with the help of stand-ins, which may be stale";
         count(out, "sloppy_reads", help, load(&stats.sloppy_reads))
+    }
+
+    fn entropy(&self, out: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let anti_entropy = &self.status.anti_entropy;
+        let stats = anti_entropy.stats();
+        let help = "Bytes sent and received by repairs: to find differences, and to move records";
+        let mut family = out.encode_descriptor("entropy_bytes", help, None, MetricType::Counter)?;
+        for (kind, counted) in [
+            ("compare", &stats.compare_bytes),
+            ("records", &stats.record_bytes),
+        ] {
+            ConstCounter::new(load(counted)).encode(family.encode_family(&[("kind", kind)])?)?;
+        }
+        let help = "Repair sessions begun by this node, by what they found";
+        let mut family =
+            out.encode_descriptor("entropy_sessions", help, None, MetricType::Counter)?;
+        for (outcome, counted) in [
+            ("repaired", &stats.repaired),
+            ("equal", &stats.equal),
+            ("failed", &stats.failed),
+        ] {
+            let labels = [("outcome", outcome)];
+            ConstCounter::new(load(counted)).encode(family.encode_family(&labels)?)?;
+        }
+        let (rounds, agreements, agreement_rounds) = anti_entropy.rounds();
+        let help = "Comparisons of a partition's digest with a peer's";
+        count(out, "entropy_rounds", help, rounds)?;
+        let help = "Partitions that had differed from a peer's and agree again";
+        count(out, "entropy_agreements", help, agreements)?;
+        let help = "Comparisons that those took to agree again";
+        count(out, "entropy_rounds_to_agreement", help, agreement_rounds)?;
+        for (name, help, counter) in [
+            (
+                "entropy_differences",
+                "Keys that replicas held differently",
+                &stats.differences,
+            ),
+            (
+                "entropy_fixed",
+                "Records brought up to date by repairs",
+                &stats.fixed,
+            ),
+            (
+                "entropy_fallbacks",
+                "Sessions that compared whole lists",
+                &stats.fallbacks,
+            ),
+            (
+                "entropy_tombstones_purged",
+                "Tombstones purged",
+                &stats.purged,
+            ),
+            (
+                "entropy_damaged_records",
+                "Records found damaged in memory",
+                &stats.damaged,
+            ),
+        ] {
+            count(out, name, help, load(counter))?;
+        }
+        let help = "Partitions whose digest differs from a peer's now";
+        gauge(
+            out,
+            "entropy_partitions_differing",
+            help,
+            anti_entropy.differing() as u64,
+        )
     }
 }
 

@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use crate::env::Clock;
 use crate::model::{HashedKey, KeyHasher, Millis, PartitionId, RecordRef, Summary, check_key};
 use crate::net::{LateResponse, PeerService};
+use crate::node::anti_entropy::Responder;
 use crate::node::handoff::{Handoff, HintReply, MissedRef, NewHint};
 use crate::node::replica::{Replica, Written};
 use crate::ring::{Partitions, View};
@@ -22,10 +23,22 @@ use crate::wire::{
 /// Where a node's encoded member table comes from.
 pub type MemberTableSource = Box<dyn Fn() -> Bytes + Send + Sync>;
 
+/// What peers are served from.
+#[derive(Debug)]
+pub struct Served {
+    /// This node's copies.
+    pub replica: Arc<Replica>,
+    /// What it holds in the stead of others.
+    pub handoff: Arc<Handoff>,
+    /// What it tells of its copies to be compared.
+    pub responder: Responder,
+}
+
 /// Carries out what peers ask of this node as a replica.
 pub struct PeerServer {
     replica: Arc<Replica>,
     handoff: Arc<Handoff>,
+    responder: Responder,
     clock: Arc<dyn Clock>,
     hasher: KeyHasher,
     partitions: Partitions,
@@ -34,20 +47,25 @@ pub struct PeerServer {
 }
 
 impl PeerServer {
-    /// A door to `replica`, and to `handoff` for what this node holds in the stead of others.
+    /// A door to what a node holds.
     #[must_use]
     pub fn new(
-        replica: Arc<Replica>,
-        handoff: Arc<Handoff>,
+        served: Served,
         clock: Arc<dyn Clock>,
         hasher: KeyHasher,
         view: watch::Receiver<Arc<View>>,
         member_table: MemberTableSource,
     ) -> Self {
         let partitions = view.borrow().params().partitions;
+        let Served {
+            replica,
+            handoff,
+            responder,
+        } = served;
         Self {
             replica,
             handoff,
+            responder,
             clock,
             hasher,
             partitions,
@@ -118,12 +136,35 @@ impl PeerServer {
                     out,
                 );
             }
+            Operation::Compare(..)
+            | Operation::Symbols(..)
+            | Operation::States(..)
+            | Operation::Fetch(..) => self.compare(operation, room, out),
             // They wait for the disk: see `keep`.
             Operation::Hint(..) | Operation::HintExpiry(..) => {
                 encode(&Answer::Refused(Refusal::HintsFull), out);
             }
         }
         true
+    }
+
+    /// Answers what is asked to find and move differences between replicas.
+    fn compare(&self, operation: Operation<'_>, room: usize, out: &mut Vec<u8>) {
+        let responder = &self.responder;
+        match operation {
+            Operation::Compare(partition, key, cut, count) => {
+                responder.compare(partition, key, cut, count, out);
+            }
+            Operation::Symbols(key, from, count) => responder.symbols(key, from, count, out),
+            Operation::States(partition, cut, after) => {
+                responder.states(partition, cut, after, out);
+            }
+            Operation::Fetch(partition, hash, than) => {
+                responder.fetch(partition, hash, than, room, out);
+            }
+            // It is asked for these four only.
+            _ => encode(&Answer::Refused(Refusal::NoSession), out),
+        }
     }
 
     /// Changes an expiry; whether the answer is sure.

@@ -27,6 +27,38 @@ impl Millis {
     }
 }
 
+/// A slice of the hybrid logical clock's time, 4.096 s long; its last moment is a *cut*. Replicas
+/// compare what they hold of the writes up to a cut: what is written after it differs between
+/// them for a moment, as always while writes are under way.
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(transparent)]
+pub struct Epoch(pub u64);
+
+impl Epoch {
+    /// How long each is.
+    pub const DURATION: Duration = Duration::from_millis(1 << EPOCH_BITS);
+
+    /// The one that a moment is in.
+    #[must_use]
+    pub const fn of(moment: Millis) -> Self {
+        Self(moment.0 >> EPOCH_BITS)
+    }
+
+    /// The first moment after it.
+    #[must_use]
+    pub const fn end(self) -> Millis {
+        Millis((self.0 + 1) << EPOCH_BITS)
+    }
+
+    /// The one before.
+    #[must_use]
+    pub const fn before(self) -> Self {
+        Self(self.0.saturating_sub(1))
+    }
+}
+
 /// A reading of a hybrid logical clock. Later readings of one clock are always greater.
 #[derive(
     Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
@@ -130,6 +162,8 @@ impl Hlc {
     }
 }
 
+/// A power of two, for the sake of those who need the epoch of each write.
+const EPOCH_BITS: u32 = 12;
 const COUNTER_BITS: u32 = 16;
 const COUNTER_MASK: u64 = (1 << COUNTER_BITS) - 1;
 

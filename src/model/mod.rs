@@ -11,7 +11,7 @@ mod quorum;
 mod record;
 
 pub use hash::{Digest, HashedKey, KeyHasher, PartitionId};
-pub use hlc::{ClockDrift, Hlc, HlcTime, Millis};
+pub use hlc::{ClockDrift, Epoch, Hlc, HlcTime, Millis};
 pub use key::{KEY_BYTES_MAX, KeyError, check_key};
 pub use level::{Level, LevelError, Levels, Need};
 pub use node::{NODE_NAME_BYTES_MAX, NodeId, NodeIdError, NodeTag};

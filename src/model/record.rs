@@ -82,6 +82,9 @@ pub struct Record {
     pub expiry: Expiry,
     /// The value or the tombstone.
     pub body: Body,
+    /// An older state of this key was seen that would end later: when this one ends, a tombstone has
+    /// to stay in its place, or a replica that missed it would bring the older one back.
+    pub covers: bool,
 }
 
 impl Record {
@@ -95,6 +98,7 @@ impl Record {
                 at: expires_at,
             },
             body: Body::Value(value),
+            covers: false,
         }
     }
 
@@ -105,6 +109,7 @@ impl Record {
             version,
             expiry: Expiry { version, at: None },
             body: Body::Tombstone,
+            covers: false,
         }
     }
 
@@ -147,6 +152,8 @@ pub struct RecordRef<'a> {
     pub expiry: Expiry,
     /// The value; `None`: a tombstone.
     pub value: Option<&'a [u8]>,
+    /// See [`Record::covers`].
+    pub covers: bool,
 }
 
 impl RecordRef<'_> {
@@ -165,6 +172,20 @@ impl RecordRef<'_> {
         self.expiry.at.is_some_and(|at| at <= now)
     }
 
+    /// The tombstone that takes its place when its time is over.
+    #[must_use]
+    pub const fn ended(self) -> Self {
+        Self {
+            expiry: Expiry {
+                version: self.expiry.version,
+                at: None,
+            },
+            value: None,
+            covers: false,
+            ..self
+        }
+    }
+
     /// A copy that stands on its own.
     #[must_use]
     pub fn to_record(&self) -> Record {
@@ -175,6 +196,7 @@ impl RecordRef<'_> {
             version: self.version,
             expiry: self.expiry,
             body,
+            covers: self.covers,
         }
     }
 }
@@ -189,6 +211,7 @@ impl<'a> From<&'a Record> for RecordRef<'a> {
             version: record.version,
             expiry: record.expiry,
             value,
+            covers: record.covers,
         }
     }
 }
@@ -267,6 +290,7 @@ mod tests {
                     at,
                 },
                 body,
+                covers: false,
             }
         })
     }

@@ -105,8 +105,10 @@ impl CatchUp {
             }
             if progress.homes.is_empty() {
                 pause = PAUSE_MIN;
-                if self.view.changed().await.is_err() {
-                    return;
+                tokio::select! {
+                    biased;
+                    changed = self.view.changed() => if changed.is_err() { return },
+                    () = self.replica.lost() => {}
                 }
             } else if progress.homes.len() == before {
                 // Somebody is away. Ask again soon, but not all the time.

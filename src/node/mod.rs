@@ -1,9 +1,11 @@
 //! A node's own doings: it coordinates requests and is a replica for others.
 
+pub mod anti_entropy;
 pub mod catch_up;
 pub mod coordinator;
 pub mod handoff;
 pub mod membership;
+mod pace;
 mod peer_clocks;
 pub mod replica;
 pub mod staleness;

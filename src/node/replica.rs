@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use tokio::sync::Notify;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
@@ -24,6 +25,8 @@ pub struct Replica {
     standing: Standing,
     peer_clocks: PeerClocks,
     drift_refusals: AtomicU64,
+    /// Something that was held is lost.
+    lost: Notify,
 }
 
 /// Of which partitions a replica holds all that it ever acknowledged.
@@ -81,6 +84,7 @@ impl Replica {
             standing,
             peer_clocks: PeerClocks::default(),
             drift_refusals: AtomicU64::new(0),
+            lost: Notify::new(),
         }
     }
 
@@ -108,6 +112,17 @@ impl Replica {
         if let Some(standing) = self.standing.of(partition) {
             standing.store(is_sure, Ordering::Release);
         }
+    }
+
+    /// Something of a partition is lost: it has to be copied again.
+    pub fn set_lost(&self, partition: PartitionId) {
+        self.set_sure(partition, false);
+        self.lost.notify_one();
+    }
+
+    /// Resolves when something is lost, or was since this was asked last.
+    pub async fn lost(&self) {
+        self.lost.notified().await;
     }
 
     /// Shows the records of a partition; see [`Store::scan`].

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::anti_entropy::{AntiEntropy, RepairReport};
 use super::coordinator::Coordinator;
 use super::handoff::{Handoff, HintsReport};
 use super::membership::{Load, Membership};
@@ -28,6 +29,8 @@ pub struct NodeStatus {
     pub store: Arc<Store>,
     /// What it holds for others.
     pub handoff: Arc<Handoff>,
+    /// What keeps its replicas like those of others.
+    pub anti_entropy: Arc<AntiEntropy>,
     /// The cluster's hash.
     pub hasher: KeyHasher,
 }
@@ -120,6 +123,12 @@ impl NodeStatus {
     pub fn hints(&self) -> HintsReport {
         let view = self.coordinator.view();
         self.handoff.report(self.self_id.as_str(), &view)
+    }
+
+    /// How far the replicas of this node agree with others.
+    #[must_use]
+    pub fn repairs(&self) -> RepairReport {
+        self.anti_entropy.report(self.self_id.as_str())
     }
 
     /// How long this node has been up.

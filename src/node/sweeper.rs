@@ -1,30 +1,46 @@
-//! Frees what has expired, a few partitions at a time.
+//! Brings the store to each cut: digests move on, what has expired is freed.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::watch;
+use tokio::time::sleep;
+
 use crate::env::Env;
-use crate::ring::Partitions;
+use crate::model::{Epoch, Millis};
 use crate::store::Store;
 
-/// Looks at every partition once in ten seconds, for as long as the environment's tasks run.
-pub async fn sweep(store: Arc<Store>, partitions: Partitions, env: Env) {
-    let mut ticks = tokio::time::interval(TICK);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let ticks_a_round = ROUND.as_millis() / TICK.as_millis();
-    let batch = u128::from(partitions.count()).div_ceil(ticks_a_round);
-    let batch = usize::try_from(batch).unwrap_or(usize::MAX);
-    let mut order = partitions.all().cycle();
+/// Brings all groups to each cut some seconds after it, a few groups at a time, for as long as the
+/// environment's tasks run. `done` tells the last cut that all of them were brought to.
+pub async fn sweep(store: Arc<Store>, done: watch::Sender<Epoch>, env: Env) {
+    let ticks = u16::try_from(ROUND.as_millis() / TICK.as_millis()).unwrap_or(u16::MAX);
+    let batch = usize::from(store.groups().div_ceil(ticks));
     loop {
-        ticks.tick().await;
-        let now = env.clock.wall();
-        for partition in order.by_ref().take(batch) {
-            store.sweep(partition, now);
+        let cut = last_cut(env.clock.wall());
+        if cut == *done.borrow() {
+            sleep(LOOK_INTERVAL).await;
+            continue;
         }
+        for (number, group) in (0..store.groups()).enumerate() {
+            if number > 0 && number % batch == 0 {
+                sleep(TICK).await;
+            }
+            store.roll(group, cut, env.clock.wall());
+        }
+        done.send_replace(cut);
     }
 }
 
-/// Expired records take memory for this long at most. They are never shown.
-const ROUND: Duration = Duration::from_secs(10);
-/// Short enough that a tick's work is no pause for requests: 41 partitions of 4,096.
-const TICK: Duration = Duration::from_millis(100);
+/// The last cut that writes have had the time to come after.
+fn last_cut(now: Millis) -> Epoch {
+    Epoch::of(Millis(now.0.saturating_sub(SETTLE_MS))).before()
+}
+
+/// A write that is acknowledged has reached all homes that can be reached within this time, nearly
+/// always.
+const SETTLE_MS: u64 = 1_500;
+/// Well within an epoch.
+const ROUND: Duration = Duration::from_millis(1_000);
+/// A tick's work is no pause for requests: three groups of 256.
+const TICK: Duration = Duration::from_millis(10);
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);

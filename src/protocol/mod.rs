@@ -3,11 +3,15 @@
 //! Replicas are numbered by their place in the preference list. Knows nothing of names, sockets,
 //! clocks or threads: the driver performs the actions and says when time is up.
 
+mod agreement;
+mod exchange;
 mod hints;
 mod read;
 mod staleness;
 mod write;
 
+pub use agreement::{Agreement, PeerAgreement};
+pub use exchange::{Differences, Exchange, STATE_BYTES, Step};
 pub use hints::{Ended, HINT_BYTES, Hint, HintLimits, HintQueues, HintSummary, Kept, Missed};
 pub use read::{ReadAction, ReadOp, ReadPlan, StandIns, Told, Want};
 pub use staleness::{Samples, WriteSample};

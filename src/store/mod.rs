@@ -6,20 +6,26 @@
 //! Groups and not partitions, because what a look-up needs of 256 groups stays in the processor's
 //! cache, and what it needs of 4,096 partitions did not.
 
+mod compare;
+mod digests;
 mod packed;
 mod slab;
 
 use std::hash::{BuildHasherDefault, Hasher};
+use std::ops::DerefMut;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use dashmap::DashMap;
 use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
 
 use crate::model::{
-    Digest, Expiry, HashedKey, KeyHasher, Millis, PartitionId, Prior, RecordRef, Stamp, Summary,
+    Epoch, Expiry, HashedKey, KeyHasher, Millis, PartitionId, Prior, RecordRef, Stamp, Summary,
 };
 
+pub use compare::{Rolled, Scrubbed};
+use digests::{Digests, GROUP, Share};
 use packed::{Layout, Packed};
 use slab::{Place, Slab};
 
@@ -27,12 +33,23 @@ use slab::{Place, Slab};
 #[derive(Debug)]
 pub struct Store {
     hasher: KeyHasher,
-    /// How many partitions there are.
-    partitions: u32,
+    limits: Limits,
     groups: DashMap<u16, Group, BuildHasherDefault<GroupHasher>>,
+    /// The last cut that any group was brought to.
+    cut: AtomicU64,
     keys: AtomicU64,
     tombstones: AtomicU64,
     bytes: AtomicU64,
+}
+
+/// What a store is made for.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// How many partitions there are.
+    pub partitions: u32,
+    /// How old a tombstone has to be before it may be purged: digests leave it out from then on.
+    /// The same on all nodes.
+    pub tombstone_age: Duration,
 }
 
 /// What became of a write.
@@ -68,13 +85,14 @@ pub enum ExpiryChange {
 }
 
 impl Store {
-    /// An empty store that finds keys by `hasher`, in so many partitions.
+    /// An empty store that finds keys by `hasher`.
     #[must_use]
-    pub fn new(hasher: KeyHasher, partitions: u32) -> Self {
+    pub fn new(hasher: KeyHasher, limits: Limits) -> Self {
         Self {
             hasher,
-            partitions,
+            limits,
             groups: DashMap::default(),
+            cut: AtomicU64::new(0),
             keys: AtomicU64::new(0),
             tombstones: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
@@ -104,43 +122,64 @@ impl Store {
 
     /// Takes a record if it is newer than what is held. Taking the same one twice is harmless.
     pub fn apply(&self, key: HashedKey<'_>, record: RecordRef<'_>, now: Millis) -> Applied {
-        // Most groups are there: find first, make one only when it is not.
-        let number = group_of(key.partition);
-        let mut group = match self.groups.get_mut(&number) {
-            Some(group) => group,
-            None => self.groups.entry(number).or_default(),
-        };
+        let mut group = self.group_mut(key.partition);
         let Group {
             table,
             slab,
-            next_expiry,
+            next_due,
             digests,
+            has_aged,
         } = &mut *group;
-        let digest = &mut digests[place_in_group(key.partition)];
+        let at = place_in_group(key.partition);
         let is_key = |place: &Place| slab.get(*place).key() == key.bytes;
         let rehash = |place: &Place| table_hash(self.hasher.hash(slab.get(*place).key()));
-        let (prior, before) = match table.entry(table_hash(key.hash), is_key, rehash) {
+        let (prior, before, held, share) = match table.entry(table_hash(key.hash), is_key, rehash) {
             Entry::Vacant(vacant) => {
                 vacant.insert(slab.insert(key.bytes, record));
-                (Prior::default(), Held::default())
+                let share = self.share(key.hash, record);
+                digests.change(at, None, share);
+                (
+                    Prior::default(),
+                    Held::default(),
+                    Held::new(key.bytes, record),
+                    share,
+                )
             }
             Entry::Occupied(mut occupied) => {
                 let place = occupied.get_mut();
                 let packed = slab.get(*place);
                 let prior = prior(packed, now);
-                if packed.stamp() > record.stamp() {
+                let held = packed.record();
+                let share_before = self.share(key.hash, held);
+                let is_older = held.stamp() > record.stamp();
+                if is_older {
+                    if covers(held, record) {
+                        // It must not come back when what is held has ended.
+                        let held = held.to_record();
+                        let held = RecordRef {
+                            covers: true,
+                            ..(&held).into()
+                        };
+                        *place = slab.replace(*place, held);
+                        digests.change(at, Some(share_before), self.share(key.hash, held));
+                    }
                     return Applied::Superseded { by: prior };
                 }
                 let before = Held::of(packed);
-                *digest = digest.minus(self.hasher.digest_of(key.hash, packed.stamp()));
+                let record = RecordRef {
+                    covers: covers(record, held),
+                    ..record
+                };
                 *place = slab.replace(*place, record);
-                (prior, before)
+                let share = self.share(key.hash, record);
+                digests.change(at, Some(share_before), share);
+                (prior, before, Held::new(key.bytes, record), share)
             }
         };
-        *digest = digest.plus(self.hasher.digest_of(key.hash, record.stamp()));
-        *next_expiry = earlier(*next_expiry, record.expiry.at);
+        *next_due = earlier(*next_due, due(share, record, digests.cut()));
+        *has_aged |= record.value.is_none() && !share.is_counted(digests.cut());
         self.compact(table, slab);
-        self.count(before, Held::new(key.bytes, record));
+        self.count(before, held);
         Applied::Applied { prior }
     }
 
@@ -157,10 +196,10 @@ impl Store {
         let Group {
             table,
             slab,
-            next_expiry,
+            next_due,
             digests,
+            ..
         } = &mut *group;
-        let digest = &mut digests[place_in_group(key.partition)];
         let is_key = |place: &Place| slab.get(*place).key() == key.bytes;
         let Some(place) = table.find_mut(table_hash(key.hash), is_key) else {
             return nothing;
@@ -179,18 +218,21 @@ impl Store {
         let no_change = expired_at_before.is_none() && expiry.at.is_none();
         if packed.is_value() && !no_change {
             let before = Held::of(packed);
-            *digest = digest.minus(self.hasher.digest_of(key.hash, held));
+            let share_before = self.share(key.hash, packed.record());
             // The record is its own source: the value is copied out before it is moved.
             let record = packed.record().to_record();
-            let record = RecordRef {
-                expiry,
-                ..(&record).into()
+            let held = RecordRef::from(&record);
+            let changed = RecordRef { expiry, ..held };
+            let changed = RecordRef {
+                covers: covers(changed, held),
+                ..changed
             };
-            *place = slab.replace(*place, record);
-            *digest = digest.plus(self.hasher.digest_of(key.hash, record.stamp()));
-            self.count(before, Held::new(key.bytes, record));
-            now_held = Summary::of(record);
-            *next_expiry = earlier(*next_expiry, expiry.at);
+            *place = slab.replace(*place, changed);
+            let share = self.share(key.hash, changed);
+            digests.change(place_in_group(key.partition), Some(share_before), share);
+            self.count(before, Held::new(key.bytes, changed));
+            now_held = Summary::of(changed);
+            *next_due = earlier(*next_due, due(share, changed, digests.cut()));
             self.compact(table, slab);
         }
         ExpiryChange::Done {
@@ -199,45 +241,35 @@ impl Store {
         }
     }
 
-    /// Frees the records of one partition, and of its neighbours in the group, whose time is over at
-    /// `now`. How many there were.
-    pub fn sweep(&self, partition: PartitionId, now: Millis) -> u64 {
+    /// The group of a partition. Most are there: find first, make one only when it is not.
+    fn group_mut(&self, partition: PartitionId) -> impl DerefMut<Target = Group> {
         let number = group_of(partition);
-        // A look under the read lock first: most groups have nothing that is due.
-        let due = |group: &Group| group.next_expiry.is_some_and(|at| at <= now);
-        if !self.groups.get(&number).is_some_and(|group| due(&group)) {
-            return 0;
-        }
-        let Some(mut group) = self.groups.get_mut(&number) else {
-            return 0;
-        };
-        let Group {
-            table,
-            slab,
-            next_expiry,
-            digests,
-        } = &mut *group;
-        let mut freed = 0;
-        *next_expiry = None;
-        table.retain(|place| {
-            let packed = slab.get(*place);
-            if packed.is_expired(now) {
-                self.count(Held::of(packed), Held::default());
-                let hash = self.hasher.hash(packed.key());
-                let digest = &mut digests[place_in_group(self.partition_of(hash))];
-                *digest = digest.minus(self.hasher.digest_of(hash, packed.stamp()));
-                slab.remove(*place);
-                freed += 1;
-                return false;
+        match self.groups.get_mut(&number) {
+            Some(group) => group,
+            None => {
+                let cut = Epoch(self.cut.load(Ordering::Relaxed));
+                let new = || Group::new(cut);
+                self.groups.entry(number).or_insert_with(new)
             }
-            *next_expiry = earlier(*next_expiry, packed.expires_at());
-            true
-        });
-        if table.capacity() > 64 && table.len() < table.capacity() / 4 {
-            table.shrink_to_fit(|place| table_hash(self.hasher.hash(slab.get(*place).key())));
         }
-        self.compact(table, slab);
-        freed
+    }
+
+    /// What a record adds to the digest of its partition.
+    fn share(&self, key_hash: u64, record: RecordRef<'_>) -> Share {
+        let stamp = record.stamp();
+        let written = stamp.newest().hlc.millis();
+        let until = match (record.value, record.expiry.at) {
+            (None, _) => Some(written.saturating_add(self.limits.tombstone_age)),
+            // A tombstone will stay in its place: it is counted like one from the first moment on.
+            (Some(_), Some(_)) if record.covers => None,
+            (Some(_), Some(at)) => Some(Millis(at.0.saturating_sub(ENDS_SOON_MS))),
+            (Some(_), None) => None,
+        };
+        Share {
+            digest: self.hasher.digest_of(key_hash, stamp),
+            epoch: Epoch::of(written),
+            until,
+        }
     }
 
     /// Closes the holes that removals and replacements have left, when there are many.
@@ -286,20 +318,10 @@ impl Store {
         None
     }
 
-    /// The digest of one partition.
-    #[must_use]
-    pub fn digest(&self, partition: PartitionId) -> Digest {
-        self.groups
-            .get(&group_of(partition))
-            .map_or_else(Digest::default, |group| {
-                group.digests[place_in_group(partition)]
-            })
-    }
-
     /// The partition of a key's hash: its top bits.
     fn partition_of(&self, hash: u64) -> PartitionId {
         // The product's upper half is below the number of partitions.
-        let number = (u128::from(hash) * u128::from(self.partitions)) >> 64;
+        let number = (u128::from(hash) * u128::from(self.limits.partitions)) >> 64;
         PartitionId(u16::try_from(number).unwrap_or(u16::MAX))
     }
 
@@ -372,17 +394,53 @@ fn prior(packed: Packed<'_>, now: Millis) -> Prior {
     }
 }
 
+/// Whether `newer` leaves a tombstone when it ends because of `older`, which it replaces: a replica that
+/// missed `newer` may hold `older` or something before it, which would come back.
+fn covers(newer: RecordRef<'_>, older: RecordRef<'_>) -> bool {
+    if newer.value.is_none() {
+        return false;
+    }
+    let Some(at) = newer.expiry.at else {
+        return false;
+    };
+    let is_other = newer.stamp() != older.stamp();
+    let outlasts = is_other && older.expiry.at.is_none_or(|end| end > at);
+    newer.covers || older.covers || older.value.is_none() || outlasts
+}
+
+/// When something has to be done about a record next.
+fn due(share: Share, record: RecordRef<'_>, cut: Epoch) -> Option<Millis> {
+    match record.value {
+        Some(_) if share.is_counted(cut) => earlier(share.until, record.expiry.at),
+        Some(_) => record.expiry.at,
+        None if share.is_counted(cut) => share.until,
+        None => None,
+    }
+}
+
 /// Neighbouring partitions.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Group {
     table: HashTable<Place>,
     slab: Slab,
-    /// No record ends before this moment; `None`: none ends at all.
-    next_expiry: Option<Millis>,
-    digests: [Digest; GROUP as usize],
+    /// Nothing has to be done about any record before this moment.
+    next_due: Option<Millis>,
+    digests: Digests,
+    /// There may be tombstones that are old enough to be purged.
+    has_aged: bool,
 }
 
 impl Group {
+    fn new(cut: Epoch) -> Self {
+        Self {
+            table: HashTable::new(),
+            slab: Slab::default(),
+            next_due: None,
+            digests: Digests::new(cut),
+            has_aged: false,
+        }
+    }
+
     fn find(&self, key: HashedKey<'_>) -> Option<Packed<'_>> {
         let mut found = None;
         let is_key = |place: &Place| {
@@ -439,8 +497,9 @@ impl Hasher for GroupHasher {
     }
 }
 
-/// Partitions in a group.
-const GROUP: u16 = 16;
+/// What ends within this time from a cut on is not worth a repair, and digests leave it out: longer
+/// than a cut is behind the clock.
+const ENDS_SOON_MS: u64 = 30_000;
 
 #[cfg(test)]
 mod tests;

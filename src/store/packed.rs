@@ -4,11 +4,17 @@
 //! is a run of bytes, a header, the key, the value, and the header leaves out what is not there:
 //!
 //! ```text
-//! flags 1 | key length - 1: 1, or 2 if long | value length 2, if short | value version 16
-//!         | expires at 8, if any | expiry version 16, if it differs | key | value
+//! flags 1 | key length - 1: 1, or 2 if long | value length 2, if short | checksum 4
+//!         | value version 16 | expires at 8, if any | expiry version 16, if it differs | key | value
 //! ```
 //!
+//! The checksum is over what stands behind it: it is how a record that a fault of the memory has
+//! altered is found (Bairavasundaram et al., *An Analysis of Data Corruption in the Storage Stack*,
+//! FAST 2008, for why one looks).
+//!
 //! The length of a value that is not short is that of the run: such a record lies alone.
+
+use xxhash_rust::xxh3::xxh3_64;
 
 use crate::model::{Expiry, HlcTime, KEY_BYTES_MAX, Millis, NodeTag, RecordRef, Stamp, Version};
 
@@ -48,6 +54,7 @@ impl<'a> Packed<'a> {
                 at: self.expires_at(),
             },
             value: self.is_value().then(|| &self.bytes[self.head.value_at..]),
+            covers: self.has(COVERS),
         }
     }
 
@@ -94,6 +101,18 @@ impl<'a> Packed<'a> {
     /// Whether [`kill`] was called on it.
     pub(super) fn is_dead(self) -> bool {
         self.has(IS_DEAD)
+    }
+
+    /// What its checksum is over.
+    pub(super) const fn checked(self) -> std::ops::Range<usize> {
+        self.head.version_at..self.bytes.len()
+    }
+
+    /// Whether it is what was written.
+    pub(super) fn is_intact(self) -> bool {
+        let (checksum, checked) =
+            self.bytes[self.head.version_at - CHECKSUM_BYTES..].split_at(CHECKSUM_BYTES);
+        checksum == checksum_of(checked)
     }
 
     fn has(self, flag: u8) -> bool {
@@ -147,6 +166,7 @@ impl Head {
         } else if flags & IS_TOMBSTONE != 0 {
             value_len = Some(0);
         }
+        at += CHECKSUM_BYTES;
         let key_at = at + stamp_bytes(flags);
         let value_at = key_at + key_len;
         Self {
@@ -184,6 +204,9 @@ impl Layout {
         if record.expiry.version != record.version {
             flags |= HAS_EXPIRY_VERSION;
         }
+        if record.covers {
+            flags |= COVERS;
+        }
         let mut lengths = 1;
         if key.len() > SHORT_KEY_BYTES_MAX {
             flags |= HAS_LONG_KEY;
@@ -195,7 +218,7 @@ impl Layout {
         let value_len = record.value.map_or(0, <[u8]>::len);
         Self {
             flags,
-            total: 1 + lengths + stamp_bytes(flags) + key.len() + value_len,
+            total: 1 + lengths + CHECKSUM_BYTES + stamp_bytes(flags) + key.len() + value_len,
         }
     }
 
@@ -224,11 +247,14 @@ impl Layout {
             let length = u16::try_from(value.len()).unwrap_or(u16::MAX);
             out.extend_from_slice(&length.to_le_bytes());
         }
+        let checksum_at = out.len();
+        out.extend_from_slice(&[0; CHECKSUM_BYTES]);
         self.for_each_number(record, |number| {
             out.extend_from_slice(&number.to_le_bytes());
         });
         out.extend_from_slice(key);
         out.extend_from_slice(value);
+        set_checksum(&mut out[checksum_at..]);
         debug_assert_eq!(out.len() - before, self.total);
     }
 
@@ -249,6 +275,7 @@ impl Layout {
             at += 8;
         });
         bytes[value_at..self.total].copy_from_slice(record.value.unwrap_or_default());
+        set_checksum(&mut bytes[version_at - CHECKSUM_BYTES..self.total]);
         true
     }
 
@@ -263,6 +290,17 @@ impl Layout {
             put(record.expiry.version.node.0);
         }
     }
+}
+
+/// Of all that follows it in `bytes`.
+fn set_checksum(bytes: &mut [u8]) {
+    let (checksum, checked) = bytes.split_at_mut(CHECKSUM_BYTES);
+    checksum.copy_from_slice(&checksum_of(checked));
+}
+
+fn checksum_of(bytes: &[u8]) -> [u8; CHECKSUM_BYTES] {
+    let [a, b, c, d, ..] = xxh3_64(bytes).to_le_bytes();
+    [a, b, c, d]
 }
 
 const fn stamp_bytes(flags: u8) -> usize {
@@ -281,9 +319,11 @@ const HAS_EXPIRY_VERSION: u8 = 4;
 const HAS_LONG_KEY: u8 = 8;
 const HAS_SHORT_VALUE: u8 = 16;
 const IS_DEAD: u8 = 32;
+const COVERS: u8 = 64;
 
 const VERSION_BYTES: usize = 16;
 const VALUE_LENGTH_BYTES: usize = 2;
+const CHECKSUM_BYTES: usize = 4;
 const SHORT_KEY_BYTES_MAX: usize = 256;
 /// Longer ones are worth an allocation each: the share of what it adds is small, and moving them
 /// together would cost more.
@@ -326,6 +366,7 @@ mod tests {
                     version,
                     expiry,
                     body,
+                    covers: at.is_some(),
                 }
             })
     }

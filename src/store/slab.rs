@@ -120,6 +120,15 @@ impl Slab {
         self.insert(&key, record)
     }
 
+    /// What the checksum of the record at `place` is over.
+    pub(super) fn checked_mut(&mut self, place: Place) -> &mut [u8] {
+        let checked = self.get(place).checked();
+        match place.kind() {
+            Kind::Short { segment, offset } => &mut self.segments[segment].bytes[offset..][checked],
+            Kind::Long(index) => &mut self.long_mut(index)[checked],
+        }
+    }
+
     /// Removes the record at `place`.
     pub(super) fn remove(&mut self, place: Place) {
         match place.kind() {

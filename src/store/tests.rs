@@ -4,12 +4,16 @@ use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::*;
-use crate::model::{Body, HlcTime, NodeTag, Record, Version};
+use crate::model::{Body, Digest, HlcTime, NodeTag, Record, Version};
 
 const NOW: Millis = Millis(1_000);
 
 fn store() -> Store {
-    Store::new(KeyHasher::new("test"), 16)
+    let limits = Limits {
+        partitions: 16,
+        tombstone_age: Duration::from_secs(600),
+    };
+    Store::new(KeyHasher::new("test"), limits)
 }
 
 fn key(store: &Store, bytes: &'static [u8]) -> HashedKey<'static> {
@@ -91,13 +95,12 @@ fn an_expired_record_is_never_returned_and_freed_by_the_sweep() {
     let store = store();
     let k = key(&store, b"k");
     put(&store, b"k", &value(5, Some(2_000), "a"));
-    let with_record = store.digest(k.partition);
     assert!(held(&store, b"k", 1_999).is_some());
     assert_eq!(held(&store, b"k", 2_000), None);
-    assert_eq!(store.sweep(k.partition, Millis(1_999)), 0);
-    assert_eq!(store.digest(k.partition), with_record);
-    assert_eq!(store.sweep(k.partition, Millis(2_000)), 1);
+    assert_eq!(store.roll(0, Epoch(0), Millis(1_999)).freed, 0);
+    assert_eq!(store.roll(0, Epoch(0), Millis(2_000)).freed, 1);
     assert_eq!((store.keys(), store.bytes()), (0, 0));
+    // It was to end so soon that it was never counted.
     assert_eq!(store.digest(k.partition), Digest::default());
 }
 
@@ -146,7 +149,8 @@ fn an_expiry_changes_the_end_alone_and_loses_to_newer_writes() {
 }
 
 proptest! {
-    /// Replicas that saw the same writes in any order hold the same and have the same digest.
+    /// Replicas that saw the same writes in any order hold the same and have the same digest. That a
+    /// record leaves a tombstone one of them may know without the other, until they have met.
     #[test]
     fn digests_agree_when_contents_do(
         writes in prop::collection::vec((0usize..5, 1u64..50, prop::option::of(500u64..5_000), any::<bool>()), 0..40),
@@ -170,6 +174,13 @@ proptest! {
         for (hlc, (name, ends, delete)) in &order {
             put(&shuffled, NAMES[*name], &record(**hlc, *ends, *delete));
         }
+        for name in NAMES {
+            for (from, to) in [(&forward, &shuffled), (&shuffled, &forward)] {
+                if let Some(record) = held(from, name, 0) {
+                    put(to, name, &record);
+                }
+            }
+        }
         let mut bytes = 0;
         for name in NAMES {
             let k = key(&forward, name);
@@ -179,5 +190,203 @@ proptest! {
         }
         prop_assert_eq!(forward.bytes(), bytes);
         prop_assert_eq!(forward.keys() + forward.tombstones(), shuffled.keys() + shuffled.tombstones());
+    }
+}
+
+/// A moment so many epochs after the first one.
+fn epoch(number: u64) -> u64 {
+    number * u64::try_from(Epoch::DURATION.as_millis()).unwrap()
+}
+
+/// A version written in this millisecond.
+fn at(ms: u64) -> Version {
+    Version {
+        hlc: HlcTime::from_millis(Millis(ms)),
+        node: NodeTag(1),
+    }
+}
+
+fn roll(store: &Store, cut: u64) -> Rolled {
+    store.roll(0, Epoch(cut), Epoch(cut).end())
+}
+
+#[test]
+fn a_digest_is_of_the_writes_up_to_its_cut() {
+    let (one, other) = (store(), store());
+    let k = key(&one, b"k");
+    for store in [&one, &other] {
+        roll(store, 9);
+        store.apply(
+            k,
+            (&Record::value(at(epoch(8)), None, Bytes::new())).into(),
+            NOW,
+        );
+        roll(store, 10);
+    }
+    let before = one.digest(k.partition);
+    assert_eq!(before, other.digest(k.partition));
+    // What is written after the cut changes nothing, until the cut moves on.
+    let later = Record::value(at(epoch(11) + 5), None, Bytes::new());
+    one.apply(k, (&later).into(), NOW);
+    assert_eq!(one.digest(k.partition), before);
+    roll(&one, 11);
+    assert_ne!(one.digest(k.partition), before);
+    roll(&other, 11);
+    assert_eq!(other.digest(k.partition), before);
+    // What comes late counts at once.
+    other.apply(k, (&later).into(), NOW);
+    assert_eq!(one.digest(k.partition), other.digest(k.partition));
+    // A clock that was set back.
+    roll(&one, 10);
+    assert_eq!(one.digest(k.partition), Digest::default());
+    roll(&one, 12);
+    assert_eq!(one.digest(k.partition), other.digest(k.partition));
+}
+
+#[test]
+fn what_ends_soon_is_not_counted_whenever_it_is_swept() {
+    let (one, other) = (store(), store());
+    let k = key(&one, b"k");
+    let ends = epoch(30);
+    for store in [&one, &other] {
+        let record = Record::value(at(epoch(1)), Some(Millis(ends)), Bytes::new());
+        store.apply(k, (&record).into(), NOW);
+        roll(store, 10);
+        assert_ne!(store.digest(k.partition), Digest::default());
+        assert!(!store.states(k.partition, Epoch(10)).is_empty());
+        roll(store, 25);
+        assert_eq!(store.digest(k.partition), Digest::default());
+        assert!(store.states(k.partition, Epoch(25)).is_empty());
+    }
+    // One sweeps by a clock that is ahead.
+    assert_eq!(one.roll(0, Epoch(26), Millis(ends)).freed, 1);
+    assert_eq!(roll(&other, 26).freed, 0);
+    assert_eq!(one.digest(k.partition), other.digest(k.partition));
+    assert_eq!((one.keys(), other.keys()), (0, 1));
+}
+
+#[test]
+fn what_ends_before_the_state_it_replaced_leaves_a_tombstone() {
+    let long = Record::value(at(epoch(1)), None, Bytes::from_static(b"long"));
+    let short = Record::value(
+        at(epoch(2)),
+        Some(Millis(epoch(5))),
+        Bytes::from_static(b"short"),
+    );
+    for order in [[&long, &short], [&short, &long]] {
+        let store = store();
+        let k = key(&store, b"k");
+        for record in order {
+            store.apply(k, record.into(), NOW);
+        }
+        roll(&store, 3);
+        let digest = store.digest(k.partition);
+        assert_ne!(digest, Digest::default(), "it is counted to its end");
+        assert_eq!(roll(&store, 8).freed, 1);
+        assert_eq!((store.keys(), store.tombstones()), (0, 1));
+        assert_eq!(store.digest(k.partition), digest, "the end changes nothing");
+        // A replica that missed the second write cannot bring the first one back.
+        assert!(matches!(
+            store.apply(k, (&long).into(), NOW),
+            Applied::Superseded { by } if !by.live
+        ));
+        // Neither does the value itself come back from one that has not swept yet.
+        let late = Record {
+            covers: false,
+            ..short.clone()
+        };
+        store.apply(k, (&late).into(), Millis(epoch(9)));
+        roll(&store, 10);
+        assert_eq!((store.keys(), store.tombstones()), (0, 1));
+    }
+    // One that outlasts what it replaced leaves nothing.
+    let store = store();
+    let k = key(&store, b"k");
+    for (written, ends) in [(1, 4), (2, 5), (3, 6)] {
+        let record = Record::value(at(epoch(written)), Some(Millis(epoch(ends))), Bytes::new());
+        store.apply(k, (&record).into(), NOW);
+    }
+    roll(&store, 8);
+    assert_eq!((store.keys(), store.tombstones()), (0, 0));
+}
+
+#[test]
+fn tombstones_are_left_out_when_they_are_old_and_purged_when_that_is_said() {
+    let store = store();
+    let k = key(&store, b"k");
+    store.apply(k, (&Record::tombstone(at(epoch(1)))).into(), NOW);
+    roll(&store, 2);
+    assert_ne!(store.digest(k.partition), Digest::default());
+    assert!(!store.has_aged(k.partition));
+    assert_eq!(store.purge(&[k.partition]), 0);
+    // Ten minutes.
+    roll(&store, 148);
+    assert_eq!(store.digest(k.partition), Digest::default());
+    assert!(store.has_aged(k.partition));
+    assert_eq!(
+        store.states(k.partition, Epoch(148)).len(),
+        1,
+        "others may need it"
+    );
+    let other = PartitionId((k.partition.0 + 1) % 16);
+    assert_eq!(store.purge(&[other]), 0);
+    assert_eq!(store.purge(&[k.partition]), 1);
+    assert_eq!((store.tombstones(), store.bytes()), (0, 0));
+    assert!(!store.has_aged(k.partition));
+}
+
+#[test]
+fn damage_is_found_and_taken_out() {
+    let store = store();
+    let names: [&[u8]; 3] = [b"a", b"b", b"c"];
+    for name in names {
+        let long = Bytes::from(vec![7; 5_000]);
+        for value in [Bytes::from_static(b"short"), long] {
+            let version = at(epoch(1) + value.len() as u64);
+            store.apply(
+                key(&store, name),
+                (&Record::value(version, None, value)).into(),
+                NOW,
+            );
+        }
+        roll(&store, 2);
+        assert_eq!(store.scrub(0), Scrubbed::default());
+    }
+    for (name, at) in [(b"a" as &[u8], 0), (b"b", 40)] {
+        let k = key(&store, if name == b"a" { b"a" } else { b"b" });
+        assert!(store.alter(k, |bytes| bytes[at] ^= 4));
+        let found = store.scrub(0);
+        assert_eq!((found.damaged, found.partitions), (1, vec![k.partition]));
+        assert_eq!(held(&store, k.bytes, 0), None);
+    }
+    assert_eq!(store.keys(), 1);
+    assert_eq!(store.scrub(0), Scrubbed::default());
+}
+
+proptest! {
+    /// Whatever is done in whatever order, digests are what a count from the beginning gives.
+    #[test]
+    fn digests_kept_at_each_step_are_those_of_a_recount(
+        steps in prop::collection::vec((0usize..4, 0u64..12, prop::option::of(0u64..60), 0u8..4), 1..60),
+    ) {
+        const NAMES: [&[u8]; 4] = [b"a", b"b", b"c", b"d"];
+        let store = store();
+        let (mut now, mut cut) = (10, 5);
+        for (number, (name, ahead, ends, what)) in steps.into_iter().enumerate() {
+            now += u64::from(what == 3);
+            let version = at(epoch(now + ahead).saturating_sub(epoch(3)) + number as u64);
+            let ends = ends.map(|ends| Millis(epoch(now + ends)));
+            let k = key(&store, NAMES[name]);
+            match what {
+                0 => { store.apply(k, (&Record::tombstone(version)).into(), NOW); }
+                1 => { store.change_expiry(k, Expiry { version, at: ends }, NOW); }
+                2 => { store.apply(k, (&Record::value(version, ends, Bytes::new())).into(), NOW); }
+                _ => {
+                    cut = if ahead == 0 { cut - 1 } else { now - 1 };
+                    store.roll(0, Epoch(cut), Millis(epoch(now)));
+                }
+            }
+            prop_assert_eq!(store.scrub(0), Scrubbed::default());
+        }
     }
 }

@@ -178,6 +178,7 @@ mod tests {
                 version: version(numbers[0], numbers[1]),
                 expiry,
                 value: value.as_deref(),
+                covers: at.is_some(),
             };
             let key = ByteSlice::new(&key);
             let sent = [

@@ -18,11 +18,11 @@ use serde_bytes::Bytes;
 use thiserror::Error;
 
 use crate::model::{
-    Expiry, HlcTime, Millis, NodeTag, PartitionId, Prior, RecordRef, Stamp, Summary, Version,
+    Epoch, Expiry, HlcTime, Millis, NodeTag, PartitionId, Prior, RecordRef, Stamp, Summary, Version,
 };
 
 /// The version of everything peers must agree on: frames, hashes, placement.
-pub const WIRE_VERSION: u32 = 1;
+pub const WIRE_VERSION: u32 = 2;
 
 /// Values in one response frame, in bytes, before the replica answers with summaries instead: many
 /// large values are fetched a few at a time, so that no frame is without bound.
@@ -105,6 +105,19 @@ pub enum Operation<'a> {
     /// The same without its value.
     #[serde(rename = "j", borrow)]
     HintedSummary(&'a Bytes),
+    /// Begin a comparison of a partition as of a cut, under this key, and give the first so many coded
+    /// symbols.
+    #[serde(rename = "c")]
+    Compare(PartitionId, SessionWords, Epoch, u32),
+    /// Give so many more symbols of the comparison under this key, from this one on.
+    #[serde(rename = "y")]
+    Symbols(SessionWords, u64, u32),
+    /// Give a page of the states of a partition's keys as of a cut, in order, from after this one.
+    #[serde(rename = "t")]
+    States(PartitionId, Epoch, Option<StateWords>),
+    /// Give the records whose key has this hash and that are newer than this.
+    #[serde(rename = "f")]
+    Fetch(PartitionId, u64, Option<Stamp>),
 }
 
 /// A record on the wire.
@@ -116,6 +129,9 @@ pub struct WireRecord<'a> {
     expires_at: Option<Millis>,
     #[serde(borrow)]
     value: Option<&'a Bytes>,
+    /// Hints of earlier versions on disk lack it.
+    #[serde(default)]
+    covers: bool,
 }
 
 /// An expiry on the wire.
@@ -149,8 +165,14 @@ pub enum Answer<'a> {
     /// To `Members`: the encoded member table.
     #[serde(rename = "m", borrow)]
     Members(&'a Bytes),
-    /// To `Scan`: so many keys and records, one behind the other, and after which key hash the
-    /// next page begins, if there is one.
+    /// To `Compare` and `Symbols`: how many states the set has, and coded symbols.
+    #[serde(rename = "c")]
+    Symbols(u64, #[serde(borrow)] &'a Bytes),
+    /// To `States`: states, 16 bytes each, and whether there are more.
+    #[serde(rename = "t")]
+    States(#[serde(borrow)] &'a Bytes, bool),
+    /// To `Scan` and `Fetch`: so many keys and records, one behind the other, and after which key hash
+    /// the next page begins, if there is one.
     #[serde(rename = "p")]
     Page(u32, #[serde(borrow)] &'a Bytes, Option<u64>),
     /// To any: not done.
@@ -181,7 +203,21 @@ pub enum Refusal {
     #[error("the stand-in cannot write hints to its disk")]
     #[serde(rename = "d")]
     HintsFailed,
+    /// It has no such comparison under way: it has started anew, or has forgotten it.
+    #[error("the replica knows of no such comparison")]
+    #[serde(rename = "g")]
+    NoSession,
+    /// It has as much to do as it may. To `Fetch`: the response is full; ask for the rest.
+    #[error("the replica has too much to do")]
+    #[serde(rename = "o")]
+    Busy,
 }
+
+/// The key of a comparison.
+pub type SessionWords = (u64, u64);
+
+/// The hash of a key, and a hash of what is held of it.
+pub type StateWords = (u64, u64);
 
 /// Two numbers; flat in `MessagePack`.
 type WireVersion = (u64, u64);
@@ -194,6 +230,7 @@ impl<'a> From<RecordRef<'a>> for WireRecord<'a> {
             expiry_version: (expiry_version != record.version).then(|| to_wire(expiry_version)),
             expires_at: record.expiry.at,
             value: record.value.map(Bytes::new),
+            covers: record.covers,
         }
     }
 }
@@ -209,6 +246,7 @@ impl<'a> From<WireRecord<'a>> for RecordRef<'a> {
                 at: record.expires_at,
             },
             value: record.value.map(|value| &**value),
+            covers: record.covers,
         }
     }
 }

@@ -12,9 +12,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use quorate::env::{Clock, Disk, Durability, Env, MemoryDisk, SeededRng, SystemClock, Tasks};
-use quorate::front::peer_server::PeerServer;
+use quorate::front::peer_server::{PeerServer, Served};
 use quorate::model::{HashedKey, Hlc, KeyHasher, Level, Millis, NodeId, NodeTag, Quorum, Record};
 use quorate::net::MemoryNetwork;
+use quorate::node::anti_entropy::Responder;
 use quorate::node::coordinator::{
     Action, Config, Coordinator, Outcome, Parts, Request, RequestError,
 };
@@ -23,7 +24,7 @@ use quorate::node::handoff::{self, Handoff, Owed};
 use quorate::node::replica::{Replica, Standing};
 use quorate::protocol::HintLimits;
 use quorate::ring::{Member, MemberState, Partitions, RingParams, Role, View};
-use quorate::store::{Applied, Store};
+use quorate::store::{Applied, Limits, Store};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -71,6 +72,11 @@ struct Ring {
     is_sloppy: bool,
     started: Instant,
     tasks: Tasks,
+}
+
+fn open_handoff(env: &Env, replica: &Arc<Replica>) -> Arc<Handoff> {
+    let clock = Arc::clone(&env.clock);
+    Handoff::open(HANDOFF, &*env.disk, clock, Arc::clone(replica)).unwrap()
 }
 
 impl Ring {
@@ -135,21 +141,18 @@ impl Ring {
             tasks: tasks.clone(),
             disk: Arc::clone(&disk) as Arc<dyn Disk>,
         };
-        let store = Arc::new(Store::new(self.hasher, self.partitions.count()));
+        let store = self.new_store();
         let hlc = Arc::new(Hlc::new(Duration::from_secs(10)));
         let replica = Replica::new(Arc::clone(&store), Arc::clone(&hlc), 1 << 20, standing);
         let replica = Arc::new(replica);
-        let handoff = Handoff::open(
-            HANDOFF,
-            &*env.disk,
-            Arc::clone(&env.clock),
-            Arc::clone(&replica),
-        )
-        .unwrap();
+        let handoff = open_handoff(&env, &replica);
         let view = watch::Sender::new(Arc::clone(&self.view));
         let service = PeerServer::new(
-            Arc::clone(&replica),
-            Arc::clone(&handoff),
+            Served {
+                replica: Arc::clone(&replica),
+                handoff: Arc::clone(&handoff),
+                responder: Responder::new(Arc::clone(&store)),
+            },
             Arc::clone(&env.clock),
             self.hasher,
             view.subscribe(),
@@ -194,6 +197,14 @@ impl Ring {
             tasks,
             disk,
         }
+    }
+
+    fn new_store(&self) -> Arc<Store> {
+        let limits = Limits {
+            partitions: self.partitions.count(),
+            tombstone_age: Duration::from_secs(3_600),
+        };
+        Arc::new(Store::new(self.hasher, limits))
     }
 
     /// Starts a node anew with this much memory, not yet caught up.

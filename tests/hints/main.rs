@@ -18,12 +18,18 @@ use quorate::node::handoff::{Config, Handoff, HintReply, MissedRef, NewHint};
 use quorate::node::replica::{Replica, Standing, Written};
 use quorate::protocol::HintLimits;
 use quorate::ring::Partitions;
-use quorate::store::Store;
+use quorate::store::{Limits, Store};
 use tokio::time::sleep;
 
 fn open(dir: &Path) -> Option<Arc<Handoff>> {
     let replica = Replica::new(
-        Arc::new(Store::new(KeyHasher::new("kill"), 1)),
+        Arc::new(Store::new(
+            KeyHasher::new("kill"),
+            Limits {
+                partitions: 1,
+                tombstone_age: Duration::from_secs(3_600),
+            },
+        )),
         Arc::new(Hlc::new(Duration::from_secs(10))),
         1 << 20,
         Standing::sure(Partitions::new(1).unwrap()),

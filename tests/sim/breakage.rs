@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use quorate::model::{HlcTime, Level, NodeTag, Prior, Quorum, RecordRef, Summary, Version};
+use quorate::model::{HlcTime, Level, NodeTag, Prior, Quorum, RecordRef, Stamp, Summary, Version};
 use quorate::net::{Lane, PeerService};
 use quorate::wire::{
     Answer, FrameReader, LENGTH_BYTES, Operation, RequestHeader, ResponseHeader, WireRecord,
@@ -56,9 +56,26 @@ pub(crate) enum Breakage {
     HintsUnsynced,
     /// Stand-ins count for `linearizable`.
     CountStandIns,
+    /// Tombstones are purged when they are old enough, whatever other homes hold.
+    PurgeByAge,
+    /// Tombstones are purged although a home is away.
+    PurgeHomeAway,
+    /// Tombstones are not among what is compared and moved.
+    TombstonesUncompared,
+    /// Of what a comparison finds, the last is left out.
+    DecoderOffByOne,
 }
 
 impl Breakage {
+    /// Those of anti-entropy: see `zombies`.
+    pub(crate) const OF_REPAIR: [Self; 4] = [
+        Self::PurgeByAge,
+        Self::PurgeHomeAway,
+        Self::TombstonesUncompared,
+        Self::DecoderOffByOne,
+    ];
+
+    /// Those of requests and hints.
     pub(crate) const ALL: [Self; 18] = [
         Self::AckBeforeW,
         Self::AnswerBeforeR,
@@ -158,8 +175,14 @@ pub(crate) fn broken_serve(
 ) -> Bytes {
     let (header, operations) = parse(request);
     let (mut answers, mut is_sure, mut clock) = (Vec::new(), true, header.clock);
-    for operation in operations {
-        let served = serve_one(breakage, network, sent, &header, operation, service);
+    let last = operations.len().saturating_sub(1);
+    for (number, operation) in operations.into_iter().enumerate() {
+        let is_left_out = breakage == Breakage::DecoderOffByOne && number == last;
+        let served = if is_left_out && sent.lane == Lane::Bulk {
+            leave_out(&header, operation, service)
+        } else {
+            serve_one(breakage, network, sent, &header, operation, service)
+        };
         is_sure &= served.header.is_sure;
         clock = served.header.clock;
         answers.extend_from_slice(&served.answer);
@@ -200,6 +223,14 @@ fn serve_one(
                 }
                 _ => pass(operation),
             }
+        }
+        (Breakage::TombstonesUncompared, Operation::Write(_, record))
+            if lane == Lane::Bulk && RecordRef::from(record).value.is_none() =>
+        {
+            Served::acknowledged(header)
+        }
+        (Breakage::TombstonesUncompared, Operation::Fetch(..)) => {
+            leave_out(header, operation, service)
         }
         (Breakage::DropHintsUnacknowledged, Operation::Write(..)) if lane == Lane::Bulk => {
             Served::acknowledged(header)
@@ -254,6 +285,27 @@ fn serve_one(
             network.cached((to, key.to_vec(), is_whole), || pass(operation))
         }
         _ => pass(operation),
+    }
+}
+
+/// What moves a record moves nothing.
+fn leave_out(
+    header: &RequestHeader,
+    operation: Operation<'_>,
+    service: &Arc<dyn PeerService>,
+) -> Served {
+    match operation {
+        Operation::Write(..) => Served::acknowledged(header),
+        Operation::Fetch(partition, ..) => {
+            // Nothing is newer than that.
+            let version = Version {
+                hlc: HlcTime(u64::MAX),
+                node: NodeTag(u64::MAX),
+            };
+            let nothing = Operation::Fetch(partition, 0, Some(Stamp::fresh(version)));
+            serve(service, header, nothing)
+        }
+        _ => serve(service, header, operation),
     }
 }
 

@@ -7,10 +7,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use quorate::digest::Sheet;
 use quorate::env::{Clock, Disk, Durability, Env, SeededRng, SystemClock, Tasks};
-use quorate::front::peer_server::PeerServer;
-use quorate::model::{HashedKey, Hlc, KeyHasher, Millis, NodeId, NodeTag, Quorum, RecordRef};
+use quorate::front::peer_server::{PeerServer, Served};
+use quorate::model::{
+    Epoch, HashedKey, Hlc, KeyHasher, Millis, NodeId, NodeTag, Quorum, RecordRef,
+};
 use quorate::net::{MemoryGossip, Transport};
+use quorate::node::anti_entropy::{self, AntiEntropy, DigestGossip, Responder};
 use quorate::node::catch_up::CatchUp;
 use quorate::node::coordinator::{Config, Coordinator, Outcome, Parts, Request};
 use quorate::node::handoff::replay::Replay;
@@ -20,7 +24,7 @@ use quorate::node::replica::{Replica, Standing};
 use quorate::node::sweeper::sweep;
 use quorate::protocol::HintLimits;
 use quorate::ring::{Member, MemberState, Partitions, RingParams, Role, View};
-use quorate::store::Store;
+use quorate::store::{Limits, Store};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -108,11 +112,13 @@ struct Running {
     replica: Arc<Replica>,
     handoff: Arc<Handoff>,
     coordinator: Coordinator,
+    anti_entropy: Arc<AntiEntropy>,
     tasks: Tasks,
 }
 
 /// What a node holds.
 struct Own {
+    store: Arc<Store>,
     replica: Arc<Replica>,
     handoff: Arc<Handoff>,
     view: watch::Sender<Arc<View>>,
@@ -150,6 +156,50 @@ pub(crate) struct Cluster {
     /// never changes.
     gossip: Option<MemoryGossip>,
     holders: Holders,
+    sheets: Sheets,
+    plan: Plan,
+}
+
+/// What a cluster is like, the seed aside.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Plan {
+    pub(crate) quorum: Quorum,
+    pub(crate) breakage: Option<Breakage>,
+    pub(crate) membership: Membership,
+    /// How long hints are kept; tombstones are for a while longer.
+    pub(crate) hint_window: Duration,
+}
+
+impl Plan {
+    fn handoff(&self) -> handoff::Config {
+        handoff::Config {
+            limits: HintLimits {
+                bytes_max: 1 << 20,
+                window: self.hint_window,
+            },
+            durability: Durability::Synced,
+            replay_bytes_per_s: 1 << 20,
+        }
+    }
+
+    fn quorum(&self) -> Config {
+        Config {
+            quorum: self.quorum,
+            timeout: REQUEST_MAX,
+        }
+    }
+
+    fn anti_entropy(&self) -> anti_entropy::Config {
+        anti_entropy::Config {
+            digest_interval: Duration::from_secs(4),
+            bytes_per_s: 1 << 22,
+            tombstone_age: self.tombstone_age(),
+        }
+    }
+
+    pub(crate) fn tombstone_age(&self) -> Duration {
+        self.hint_window + 2 * DRIFT_MAX
+    }
 }
 
 /// Who says who is in the ring.
@@ -160,13 +210,13 @@ pub(crate) enum Membership {
 }
 
 impl Cluster {
-    pub(crate) fn start(
-        seed: u64,
-        nodes: u8,
-        quorum: Quorum,
-        breakage: Option<Breakage>,
-        membership: Membership,
-    ) -> Self {
+    pub(crate) fn start(seed: u64, nodes: u8, plan: Plan) -> Self {
+        let Plan {
+            quorum,
+            breakage,
+            membership,
+            ..
+        } = plan;
         let params = RingParams {
             cluster: "sim".to_owned(),
             partitions: Partitions::new(PARTITIONS).unwrap(),
@@ -197,6 +247,8 @@ impl Cluster {
             breakage,
             gossip: (membership == Membership::Gossip).then(MemoryGossip::default),
             holders: Holders::default(),
+            sheets: Sheets::default(),
+            plan,
         };
         for node in 0..cluster.nodes.len() {
             cluster.start_node(node, &Memory::Nothing);
@@ -206,7 +258,7 @@ impl Cluster {
 
     /// What a node that starts has in memory.
     fn remembered(&mut self, number: usize, memory: &Memory) -> Arc<Store> {
-        let store = Arc::new(Store::new(self.hasher, PARTITIONS));
+        let store = self.new_store();
         if matches!(memory, Memory::Nothing) {
             // Neither memory nor disk.
             self.nodes[number].disk = Arc::default();
@@ -249,7 +301,7 @@ impl Cluster {
         let lies = self.breakage == Some(Breakage::HintsUnsynced);
         node.disk.set_lying(lies);
         let handoff = Handoff::open(
-            HANDOFF,
+            self.plan.handoff(),
             &*env.disk,
             Arc::clone(&env.clock),
             Arc::clone(&replica),
@@ -260,8 +312,11 @@ impl Cluster {
             Some(_) => Arc::new(View::new(self.view.params().clone(), Vec::new())),
         });
         let service = PeerServer::new(
-            Arc::clone(&replica),
-            Arc::clone(&handoff),
+            Served {
+                replica: Arc::clone(&replica),
+                handoff: Arc::clone(&handoff),
+                responder: Responder::new(Arc::clone(&store)),
+            },
             Arc::clone(&env.clock),
             self.hasher,
             view.subscribe(),
@@ -272,22 +327,23 @@ impl Cluster {
             .connect(node.id.tag(), node.epoch, Arc::new(service));
         let transport = Arc::new(transport);
         let own = Own {
+            store: Arc::clone(&store),
             replica: Arc::clone(&replica),
             handoff: Arc::clone(&handoff),
             view,
         };
-        let coordinator = self.assemble(number, &env, own, hlc, &transport);
-        tasks.spawn(sweep(Arc::clone(&store), partitions, env));
+        let (coordinator, anti_entropy) = self.assemble(number, &env, own, hlc, &transport);
         self.nodes[number].running = Some(Running {
             store,
             replica,
             handoff,
             coordinator,
+            anti_entropy,
             tasks,
         });
     }
 
-    /// The coordinator of a node, and the task that catches up.
+    /// The coordinator of a node, and what works in the background.
     fn assemble(
         &self,
         number: usize,
@@ -295,10 +351,11 @@ impl Cluster {
         own: Own,
         clock: Arc<Hlc>,
         transport: &Arc<SimTransport>,
-    ) -> Coordinator {
+    ) -> (Coordinator, Arc<AntiEntropy>) {
         let node = &self.nodes[number];
         let transport = || Arc::clone(transport) as Arc<dyn Transport>;
         let Own {
+            store,
             replica,
             handoff,
             view,
@@ -307,10 +364,7 @@ impl Cluster {
         lock(&self.holders).insert(tag, Arc::clone(&handoff));
         let owed = watch::Sender::new(Arc::<Owed>::default());
         let coordinator = Coordinator::new(Parts {
-            config: Config {
-                quorum: self.quorum,
-                timeout: REQUEST_MAX,
-            },
+            config: self.plan.quorum(),
             self_tag: node.id.tag(),
             writer: node.id.writer_tag(node.epoch),
             env: env.clone(),
@@ -322,6 +376,26 @@ impl Cluster {
             handoff: Arc::clone(&handoff),
             owed: owed.subscribe(),
         });
+        let cut = watch::Sender::new(Epoch::default());
+        let anti_entropy = AntiEntropy::new(anti_entropy::Parts {
+            config: self.plan.anti_entropy(),
+            self_tag: tag,
+            env: env.clone(),
+            view: view.subscribe(),
+            replica: Arc::clone(&replica),
+            store: Arc::clone(&store),
+            hasher: self.hasher,
+            transport: transport(),
+            gossip: Arc::new(SimGossip {
+                own: tag,
+                sheets: Arc::clone(&self.sheets),
+                network: self.network.clone(),
+            }),
+            owed: owed.subscribe(),
+            cut: cut.subscribe(),
+        });
+        anti_entropy.start();
+        env.tasks.spawn(sweep(store, cut, env.clone()));
         env.tasks.spawn(tell_owed(Arc::clone(&self.holders), owed));
         let replay = Replay {
             self_tag: tag,
@@ -345,7 +419,15 @@ impl Cluster {
             env.tasks.spawn(catch_up.run());
         }
         self.follow_gossip(number, env, view);
-        coordinator
+        (coordinator, anti_entropy)
+    }
+
+    fn new_store(&self) -> Arc<Store> {
+        let limits = Limits {
+            partitions: PARTITIONS,
+            tombstone_age: self.plan.tombstone_age(),
+        };
+        Arc::new(Store::new(self.hasher, limits))
     }
 
     /// Lets a node know the ring by gossip, if that is how it does.
@@ -420,7 +502,7 @@ impl Cluster {
 
     /// Keeps what a node holds now, for a restart with old data.
     pub(crate) fn remember(&mut self, number: usize) {
-        let copy = Arc::new(Store::new(self.hasher, PARTITIONS));
+        let copy = self.new_store();
         if let Some(running) = &self.nodes[number].running {
             self.copy(&running.store, &copy);
             self.nodes[number].earlier = Some(copy);
@@ -441,6 +523,59 @@ impl Cluster {
                 homes.all(|partition| running.replica.is_sure(partition))
             })
         })
+    }
+
+    /// In what homes differ: a partition, and how many values each home holds of it. Tombstones
+    /// that are old enough go on each home when that knows that all agree.
+    pub(crate) fn difference(&self) -> Option<String> {
+        let values = |store: &Store, partition| {
+            let mut values = BTreeMap::new();
+            store.scan(partition, None, |key, record| {
+                if record.value.is_some() {
+                    values.insert(key.to_vec(), record.stamp());
+                }
+                true
+            });
+            values
+        };
+        self.view.params().partitions.all().find_map(|partition| {
+            let of_homes = self.view.homes(partition).iter().map(|home| {
+                let node = self.nodes.iter().find(|node| node.id.tag() == *home);
+                let running = node.and_then(|node| node.running.as_ref());
+                running.map(|running| values(&running.store, partition))
+            });
+            let of_homes: Vec<_> = of_homes.collect();
+            let differs = of_homes.windows(2).any(|pair| pair[0] != pair[1]);
+            let counts = of_homes
+                .iter()
+                .map(|values| values.as_ref().map(BTreeMap::len));
+            differs.then(|| format!("partition {partition}: {:?}", counts.collect::<Vec<_>>()))
+        })
+    }
+
+    /// Tombstones that anybody holds.
+    pub(crate) fn tombstones(&self) -> u64 {
+        let running = self.nodes.iter().filter_map(|node| node.running.as_ref());
+        running.map(|running| running.store.tombstones()).sum()
+    }
+
+    /// The store of a node, and what keeps it like those of others.
+    pub(crate) fn kept_alike(&self, number: usize) -> Option<(Arc<Store>, Arc<AntiEntropy>)> {
+        let running = self.nodes[number].running.as_ref()?;
+        Some((
+            Arc::clone(&running.store),
+            Arc::clone(&running.anti_entropy),
+        ))
+    }
+
+    /// A key as stores know it.
+    pub(crate) fn hashed<'a>(&self, key: &'a [u8]) -> HashedKey<'a> {
+        let hash = self.hasher.hash(key);
+        HashedKey {
+            bytes: key,
+            hash,
+            partition: self.view.params().partitions.of(hash),
+        }
     }
 
     /// Hints that have not been given back.
@@ -486,6 +621,50 @@ impl Cluster {
                 true
             });
         }
+    }
+}
+
+/// What each node last told of its digests.
+type Sheets = Arc<Mutex<BTreeMap<NodeTag, Arc<Sheet>>>>;
+
+/// Digests, as gossip would carry them: from whoever can be reached.
+struct SimGossip {
+    own: NodeTag,
+    sheets: Sheets,
+    network: Network,
+}
+
+impl std::fmt::Debug for SimGossip {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SimGossip")
+            .field("own", &self.own)
+            .finish_non_exhaustive()
+    }
+}
+
+impl DigestGossip for SimGossip {
+    fn publish(&self, sheet: Arc<Sheet>) {
+        lock(&self.sheets).insert(self.own, sheet);
+    }
+
+    fn heard(&self) -> BTreeMap<NodeTag, Arc<Sheet>> {
+        let mut heard = lock(&self.sheets).clone();
+        let own = heard.remove(&self.own);
+        let breakage = self.network.lock().breakage;
+        let is_away = |peer: NodeTag| !self.network.is_connected(self.own, peer);
+        match (breakage, own) {
+            (Some(Breakage::PurgeByAge), Some(own)) => {
+                heard
+                    .values_mut()
+                    .for_each(|sheet| *sheet = Arc::clone(&own));
+            }
+            (Some(Breakage::PurgeHomeAway), Some(own)) => {
+                let away = heard.iter_mut().filter(|(peer, _)| is_away(**peer));
+                away.for_each(|(_, sheet)| *sheet = Arc::clone(&own));
+            }
+            _ => heard.retain(|peer, _| !is_away(*peer)),
+        }
+        heard
     }
 }
 
@@ -546,14 +725,6 @@ fn addr(number: usize) -> SocketAddr {
         .into()
 }
 
-const HANDOFF: handoff::Config = handoff::Config {
-    limits: HintLimits {
-        bytes_max: 1 << 20,
-        window: Duration::from_secs(3_600),
-    },
-    durability: Durability::Synced,
-    replay_bytes_per_s: 1 << 20,
-};
 /// Few, so that catching up touches each and every key's neighbours.
 const PARTITIONS: u32 = 4;
 /// 2027: far enough from 1970 for clocks that are hours behind.

@@ -13,6 +13,7 @@ mod entropy;
 mod faults;
 mod network;
 mod run;
+mod zombies;
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -138,6 +139,60 @@ fn every_breakage_is_noticed() {
     println!("{}", table.join("\n"));
 }
 
+#[test]
+fn nothing_that_was_deleted_ever_returns() {
+    let seeds = variable("QUORATE_SIM_ZOMBIE_SEEDS").unwrap_or(ZOMBIE_SEEDS);
+    let next = AtomicU64::new(0);
+    let total = Mutex::new(zombies::Tally::default());
+    let workers = std::thread::available_parallelism().map_or(2, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..workers {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= seeds {
+                        return;
+                    }
+                    let tally = zombies::run(seed, None).unwrap_or_else(|why| {
+                        next.store(seeds, Ordering::Relaxed);
+                        panic!("zombie seed {seed}: {why}")
+                    });
+                    let mut total = total.lock().unwrap();
+                    total.gone += tally.gone;
+                    total.reads += tally.reads;
+                    total.purged += tally.purged;
+                    total.sessions += tally.sessions;
+                    total.fixed += tally.fixed;
+                }
+            });
+        }
+    });
+    let total = total.into_inner().unwrap();
+    println!("{seeds} seeds: {total:?}");
+    assert!(total.fixed > 0 && total.purged > 0, "{total:?}");
+}
+
+#[test]
+fn every_breakage_of_repair_is_noticed() {
+    for breakage in Breakage::OF_REPAIR {
+        let noticed = (0..BREAKAGE_SEEDS_MAX)
+            .find_map(|seed| Some((seed + 1, zombies::run(seed, Some(breakage)).err()?)));
+        let Some((seeds, why)) = noticed else {
+            panic!("{breakage:?} was not noticed in {BREAKAGE_SEEDS_MAX} seeds");
+        };
+        println!("{breakage:?}: {seeds} seeds, {why}");
+    }
+}
+
+#[test]
+fn a_record_altered_in_memory_is_found_and_healed() {
+    for seed in 0..20 {
+        zombies::damage(seed).unwrap_or_else(|why| panic!("seed {seed}: {why}"));
+    }
+}
+
+/// A home is away in five ways.
+const ZOMBIE_SEEDS: u64 = 600;
 /// Two thousand: forty hours and more.
 const SEEDS: u64 = 2_000;
 const BREAKAGE_SEEDS_MAX: u64 = 1_000;

@@ -34,7 +34,7 @@ pub(crate) struct State {
     /// From, to: the sender believes that there is no connection.
     believed_away: BTreeSet<(NodeTag, NodeTag)>,
     pub(crate) weather: Weather,
-    breakage: Option<Breakage>,
+    pub(crate) breakage: Option<Breakage>,
     /// Versions by the node that sent them first, for breakages of repairs.
     first_sent: BTreeMap<Version, NodeTag>,
     cache: Cache,
@@ -145,6 +145,17 @@ impl Network {
 
     pub(crate) fn cut(&self, from: NodeTag, to: NodeTag, is_cut: bool) {
         set(&mut self.lock().cut, (from, to), is_cut);
+    }
+
+    /// Whether both are up and hear each other.
+    pub(crate) fn is_connected(&self, one: NodeTag, other: NodeTag) -> bool {
+        let state = self.lock();
+        let is_up = |tag| {
+            let peer = state.peers.get(&tag);
+            peer.is_some_and(|peer: &Peer| peer.is_up && !peer.is_paused)
+        };
+        let is_cut = state.cut.contains(&(one, other)) || state.cut.contains(&(other, one));
+        is_up(one) && is_up(other) && !is_cut
     }
 
     pub(crate) fn believe_away(&self, from: NodeTag, to: NodeTag, is_away: bool) {

@@ -16,7 +16,7 @@ use crate::breakage::Breakage;
 use crate::checker::{
     ABSENT, Kind, NEVER, Operation, check_linearizable, check_regular, stale_reads,
 };
-use crate::cluster::{Cluster, Door, Membership, now};
+use crate::cluster::{Cluster, Door, Membership, Plan, now};
 use crate::entropy::seed_this_thread;
 use crate::faults::{Fault, Faults};
 
@@ -60,6 +60,18 @@ impl Setting {
     /// Whether it is about what stand-ins promise.
     fn is_of_hints(&self) -> bool {
         self.is_sloppy && self.level == Level::Quorum
+    }
+
+    fn plan(&self, seed: u64) -> Plan {
+        Plan {
+            quorum: match self.breakage {
+                Some(breakage) => breakage.quorum(),
+                None => self.quorum(seed),
+            },
+            breakage: self.breakage,
+            membership: self.membership,
+            hint_window: Duration::from_secs(3_600),
+        }
     }
 
     /// Of three.
@@ -285,11 +297,9 @@ async fn simulate(seed: u64, setting: Setting) -> Report {
     let is_of_hints = setting.is_of_hints();
     let nodes = 3 + u8::try_from(rng.next_u64() % 3).unwrap_or(0);
     let nodes = if is_of_hints { 5 } else { nodes };
-    let quorum = match setting.breakage {
-        Some(breakage) => breakage.quorum(),
-        None => setting.quorum(seed),
-    };
-    let cluster = Cluster::start(seed, nodes, quorum, setting.breakage, setting.membership);
+    let plan = setting.plan(seed);
+    let quorum = plan.quorum;
+    let cluster = Cluster::start(seed, nodes, plan);
     let network = cluster.network.clone();
     let started = now();
     let world = World {

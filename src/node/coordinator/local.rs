@@ -70,6 +70,7 @@ impl<'a> Local<'a> {
                 version,
                 expiry,
                 value,
+                covers: false,
             };
             match self.inner.replica.write(key, record, self.wall)? {
                 Written::Applied(prior) => return Ok(prior.live),

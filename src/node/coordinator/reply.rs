@@ -25,6 +25,7 @@ impl Reply {
                 let whole = record.map(|record| Record {
                     version: record.version,
                     expiry: record.expiry,
+                    covers: record.covers,
                     // Kept by a slice of the frame, not by a copy.
                     body: record.value.map_or(Body::Tombstone, |value| {
                         Body::Value(response.frame.slice_ref(value))
@@ -55,7 +56,9 @@ impl Reply {
                 is_sure,
             },
             Answer::Refused(refusal) => Self::Failed(Some(refusal)),
-            Answer::Members(_) | Answer::Page(..) => Self::Failed(None),
+            Answer::Members(_) | Answer::Page(..) | Answer::Symbols(..) | Answer::States(..) => {
+                Self::Failed(None)
+            }
         })
     }
 }

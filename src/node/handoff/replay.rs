@@ -6,8 +6,8 @@
 //! time that the batch took, whichever is longer: a home that is slow to answer is busy with its clients.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde_bytes::Bytes as ByteSlice;
@@ -19,6 +19,7 @@ use super::Handoff;
 use crate::env::Env;
 use crate::model::{KeyHasher, NodeTag, RecordRef, Stamp};
 use crate::net::{CallError, Lane, Operations, ReplySink, Response, Transport};
+use crate::node::pace::Pace;
 use crate::protocol::Missed;
 use crate::ring::{MemberState, View};
 use crate::wire::{Answer, FrameError, Operation, Refusal};
@@ -74,24 +75,6 @@ impl Progress {
     }
 }
 
-/// Shared by the replays to all homes: bytes a second.
-#[derive(Debug)]
-struct Pace {
-    bytes_per_s: u64,
-    free_at: Mutex<Option<Instant>>,
-}
-
-impl Pace {
-    /// When so many bytes, begun now, may be followed by more.
-    fn take(&self, bytes: u64, now: Instant) -> Instant {
-        let ns = u128::from(bytes) * 1_000_000_000 / u128::from(self.bytes_per_s.max(1));
-        let takes = Duration::from_nanos(u64::try_from(ns).unwrap_or(u64::MAX));
-        let mut free_at = self.free_at.lock().unwrap_or_else(PoisonError::into_inner);
-        let begins = free_at.map_or(now, |at| at.max(now));
-        *free_at.insert(begins + takes)
-    }
-}
-
 impl Handoff {
     /// Tries to give hints back to a home now, whatever was tried before. Whether there are any.
     pub fn replay_now(&self, home: NodeTag) -> bool {
@@ -109,10 +92,7 @@ impl Handoff {
 impl Replay {
     /// Gives hints back, for as long as the environment's tasks run.
     pub async fn run(self) {
-        let pace = Arc::new(Pace {
-            bytes_per_s: self.handoff.config.replay_bytes_per_s,
-            free_at: Mutex::default(),
-        });
+        let pace = Arc::new(Pace::new(self.handoff.config.replay_bytes_per_s));
         let mut expire_at = self.env.clock.monotonic();
         let mut generation = 0;
         loop {

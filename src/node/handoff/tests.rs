@@ -8,7 +8,7 @@ use crate::env::{Committed, Found, JournalBusy, MemoryDisk, SystemClock};
 use crate::model::{Hlc, HlcTime, KeyHasher, Version};
 use crate::node::replica::Standing;
 use crate::ring::Partitions;
-use crate::store::Store;
+use crate::store::{Limits, Store};
 
 const HOME: NodeTag = NodeTag(5);
 
@@ -70,7 +70,13 @@ fn open(disk: &dyn Disk) -> Arc<Handoff> {
         replay_bytes_per_s: 1_000,
     };
     let replica = Replica::new(
-        Arc::new(Store::new(KeyHasher::new("test"), 1)),
+        Arc::new(Store::new(
+            KeyHasher::new("test"),
+            Limits {
+                partitions: 1,
+                tombstone_age: Duration::from_secs(3_600),
+            },
+        )),
         Arc::new(Hlc::new(Duration::from_secs(10))),
         1_000,
         Standing::sure(Partitions::new(1).unwrap()),

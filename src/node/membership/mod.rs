@@ -46,11 +46,15 @@ use tracing::{error, info, warn};
 
 use self::belief::KnownIds;
 pub use self::published::Load;
-use self::published::{LOAD_KEY, PARAMS_KEY, Params, RING_KEY, TABLE_KEY, entry_text, load_text};
+use self::published::{
+    LOAD_KEY, PARAMS_KEY, Params, RING_KEY, SHEET_KEY, TABLE_KEY, entry_text, load_text, page_key,
+};
 use self::roster::{Gossiped, Roster, Todo, digest_text};
 use self::socket::{GossipTransport, Inbox};
+use super::anti_entropy::DigestGossip;
+use crate::digest::Sheet;
 use crate::env::{DiskError, Env};
-use crate::model::NodeId;
+use crate::model::{NodeId, NodeTag};
 use crate::net::GossipNet;
 use crate::ring::{MemberEntry, MemberState, MemberTable, RingParams, Role, TableError, View};
 
@@ -106,6 +110,9 @@ struct Inner {
     roster: Mutex<Roster>,
     view: watch::Sender<Arc<View>>,
     load: Mutex<Load>,
+    /// The digests to tell, and those that were told last, by which life of chitchat.
+    sheet: Mutex<Option<Arc<Sheet>>>,
+    told: Mutex<Option<(u64, Arc<Sheet>)>>,
     refused_messages: Arc<AtomicU64>,
 }
 
@@ -155,6 +162,8 @@ impl Membership {
             roster: Mutex::new(roster),
             view: watch::Sender::new(Arc::new(view)),
             load: Mutex::default(),
+            sheet: Mutex::default(),
+            told: Mutex::default(),
             refused_messages,
         });
         env.tasks.spawn(Arc::clone(&inner).run());
@@ -206,6 +215,16 @@ impl Membership {
     pub fn stop(&self) {
         // It fails only if it has stopped already.
         drop(self.0.gossip().chitchat.initiate_shutdown());
+    }
+}
+
+impl DigestGossip for Membership {
+    fn publish(&self, sheet: Arc<Sheet>) {
+        *self.0.sheet.lock().unwrap_or_else(PoisonError::into_inner) = Some(sheet);
+    }
+
+    fn heard(&self) -> BTreeMap<NodeTag, Arc<Sheet>> {
+        self.0.roster().sheets()
     }
 }
 
@@ -334,7 +353,10 @@ impl Inner {
             };
             self.perform(todo);
             self.publish_view(&mut table_saved);
-            let tell = |chitchat: &mut Chitchat| self.tell(chitchat, &table_saved);
+            let tell = |chitchat: &mut Chitchat| {
+                self.tell(chitchat, &table_saved);
+                self.tell_digests(chitchat, gossip.incarnation);
+            };
             gossip.chitchat.with_chitchat(tell).await;
         }
     }
@@ -426,6 +448,24 @@ impl Inner {
         let state = chitchat.self_node_state();
         state.set(TABLE_KEY, table_saved);
         state.set(LOAD_KEY, load);
+    }
+
+    /// Tells the digests, if there are new ones; the head last.
+    fn tell_digests(&self, chitchat: &mut Chitchat, incarnation: u64) {
+        let sheet = self.sheet.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(sheet) = sheet.clone() else { return };
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = told.as_ref().filter(|(life, _)| *life == incarnation);
+        if before.is_some_and(|(_, before)| before.cut == sheet.cut) {
+            return;
+        }
+        let packed = sheet.pack(before.map(|(_, sheet)| &**sheet));
+        let state = chitchat.self_node_state();
+        for (number, page) in packed.pages {
+            state.set(page_key(number), page);
+        }
+        state.set(SHEET_KEY, packed.head);
+        *told = Some((incarnation, sheet));
     }
 
     fn roster(&self) -> std::sync::MutexGuard<'_, Roster> {

@@ -17,6 +17,13 @@ pub(super) const PARAMS_KEY: &str = "params";
 pub(super) const TABLE_KEY: &str = "table";
 /// [`Load`], as JSON.
 pub(super) const LOAD_KEY: &str = "load";
+/// As of which cut the digests are, and how many pages they take.
+pub(super) const SHEET_KEY: &str = "digests";
+
+/// One page of digests.
+pub(super) fn page_key(number: usize) -> String {
+    format!("d{number}")
+}
 
 /// What a node holds and how long it has been up, as it last told.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

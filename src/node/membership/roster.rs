@@ -7,14 +7,17 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::published::{
-    LOAD_KEY, Load, PARAMS_KEY, Params, RING_KEY, TABLE_KEY, parse_entry, parse_load,
+    LOAD_KEY, Load, PARAMS_KEY, Params, RING_KEY, SHEET_KEY, TABLE_KEY, page_key, parse_entry,
+    parse_load,
 };
-use crate::model::NodeId;
+use crate::digest::Sheet;
+use crate::model::{NodeId, NodeTag};
 use crate::ring::{Member, MemberEntry, MemberState, MemberTable, RingParams};
 
 /// Everything that membership knows.
@@ -42,6 +45,7 @@ struct Peer {
     seen: (u64, u64),
     entry: Option<MemberEntry>,
     load: Option<Load>,
+    sheet: Option<Arc<Sheet>>,
     table_digest: Option<String>,
     differs: bool,
     live: bool,
@@ -100,6 +104,11 @@ impl Roster {
         self.peers.iter().filter_map(load).collect()
     }
 
+    pub(super) fn sheets(&self) -> BTreeMap<NodeTag, Arc<Sheet>> {
+        let sheet = |(id, peer): (&NodeId, &Peer)| Some((id.tag(), peer.sheet.clone()?));
+        self.peers.iter().filter_map(sheet).collect()
+    }
+
     /// What gossip holds of a node now. Of several starts of one node, the latest counts.
     pub(super) fn on_gossip(&mut self, gossiped: &Gossiped<'_>) {
         let Gossiped {
@@ -123,6 +132,7 @@ impl Roster {
         peer.seen = (*incarnation, *version);
         let entry = value(RING_KEY).and_then(|text| parse_entry(&text));
         peer.entry = entry.filter(|entry| entry.id == *id && entry.incarnation == *incarnation);
+        peer.hear_digests(*value);
         peer.load = value(LOAD_KEY).and_then(|text| parse_load(&text));
         peer.table_digest = value(TABLE_KEY);
         if let Some(theirs) = value(PARAMS_KEY) {
@@ -228,6 +238,20 @@ impl Roster {
 }
 
 impl Peer {
+    /// Reads the digests that a node tells, if there are new ones and all of them are there.
+    fn hear_digests(&mut self, value: &dyn Fn(&str) -> Option<String>) {
+        let Some(head) = value(SHEET_KEY) else {
+            return;
+        };
+        let is_known = |sheet: &Arc<Sheet>| Sheet::cut_of(&head) == Some(sheet.cut);
+        if self.sheet.as_ref().is_some_and(is_known) {
+            return;
+        }
+        if let Some(sheet) = Sheet::unpack(&head, |number| value(&page_key(number))) {
+            self.sheet = Some(Arc::new(sheet));
+        }
+    }
+
     fn is_connected(&self) -> bool {
         self.connection == Connection::Open
     }
@@ -321,7 +345,7 @@ mod tests {
             .collect()
     }
 
-    const OURS: &str = "wire=1 partitions=64 n=3";
+    const OURS: &str = "wire=2 partitions=64 n=3";
 
     #[test]
     fn being_named_in_gossip_is_not_enough() {

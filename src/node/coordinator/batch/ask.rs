@@ -120,6 +120,7 @@ impl Batch {
             version,
             expiry,
             value: payload.value.as_deref(),
+            covers: false,
         };
         let key = ByteSlice::new(&items[item].key);
         if let Some(home) = stood_in_for {
