@@ -35,6 +35,8 @@ struct State {
     nodes: BTreeMap<NodeId, Node>,
     /// Pairs, the lesser name first, between which nothing passes.
     cut: BTreeSet<(NodeId, NodeId)>,
+    /// Bytes of messages that each node has sent.
+    sent: BTreeMap<NodeId, u64>,
 }
 
 struct Node {
@@ -90,6 +92,12 @@ impl MemoryGossip {
         if let Some(node) = self.lock().nodes.get_mut(id) {
             node.is_silent = true;
         }
+    }
+
+    /// How many bytes of messages a node has sent.
+    #[must_use]
+    pub fn sent_bytes(&self, id: &NodeId) -> u64 {
+        self.lock().sent.get(id).copied().unwrap_or(0)
     }
 
     /// Ends a node's connections; both sides learn of it. They can be made again.
@@ -164,7 +172,8 @@ impl Node {
 #[async_trait]
 impl GossipNet for MemoryGossipEnd {
     fn send_gossip(&self, to: SocketAddr, message: Bytes) {
-        let state = self.network.lock();
+        let mut state = self.network.lock();
+        *state.sent.entry(self.id.clone()).or_default() += message.len() as u64;
         let found = state
             .dial(self, to)
             .and_then(|to| state.nodes.get(&to).map(|node| node.inbox.clone()));

@@ -86,10 +86,19 @@ impl Exchange {
         }
     }
 
-    /// The first thing to do.
+    /// The first thing to do, where comparisons with the other have taken so many symbols of late.
     #[must_use]
-    pub const fn first() -> (u64, u32) {
-        (0, FIRST_SYMBOLS)
+    pub fn first(taken_of_late: u32) -> Step {
+        Step::Symbols {
+            from: 0,
+            count: taken_of_late.clamp(FIRST_SYMBOLS, SYMBOLS_MAX),
+        }
+    }
+
+    /// How many symbols it has taken, up to the last one that was needed.
+    #[must_use]
+    pub fn taken(&self) -> u32 {
+        u32::try_from(self.decoder.taken()).unwrap_or(u32::MAX)
     }
 
     /// Whether the symbols were given up.
@@ -110,15 +119,17 @@ impl Exchange {
             }
         }
         let taken = self.decoder.taken() as u64;
-        let spent = taken * SYMBOL_BYTES as u64;
-        if symbols.is_empty() || spent > SYMBOLS_FREE_BYTES + states * STATE_BYTES as u64 {
+        // So many symbols it takes at least: one for each difference.
+        let needed = taken.max(states.abs_diff(self.own.len() as u64));
+        let budget = SYMBOLS_FREE_BYTES + states * STATE_BYTES as u64;
+        if symbols.is_empty() || needed * SYMBOL_BYTES as u64 > budget {
             return self.fall_back();
         }
-        // Half as many again: what comes too much is a third of all at most.
-        let count = (taken / 2).clamp(u64::from(FIRST_SYMBOLS), SYMBOLS_MAX);
+        // A quarter as many again: what comes too much is a fifth of all at most.
+        let more = u32::try_from(taken / 4).unwrap_or(SYMBOLS_MAX);
         Step::Symbols {
             from: taken,
-            count: u32::try_from(count).unwrap_or(FIRST_SYMBOLS),
+            count: more.clamp(FIRST_SYMBOLS, SYMBOLS_MAX),
         }
     }
 
@@ -149,7 +160,7 @@ pub const STATE_BYTES: usize = 16;
 /// One difference of a key that both hold is two items: enough for those, more often than not.
 const FIRST_SYMBOLS: u32 = 5;
 /// A frame of 100 kB.
-const SYMBOLS_MAX: u64 = 4_096;
+const SYMBOLS_MAX: u32 = 4_096;
 /// Small sets are never listed for the sake of a few symbols.
 const SYMBOLS_FREE_BYTES: u64 = 512;
 
@@ -170,12 +181,10 @@ mod tests {
         let key = SessionKey(3, 4);
         let mut exchange = Exchange::new(key, ours.iter().copied());
         let mut encoder = Encoder::new(key, theirs.iter().copied());
-        let (mut bytes, (_, mut count)) = (0, Exchange::first());
-        let mut step = Step::Symbols { from: 0, count };
+        let (mut bytes, mut step) = (0, Exchange::first(0));
         loop {
             step = match step {
-                Step::Symbols { count: more, .. } => {
-                    count = more;
+                Step::Symbols { count, .. } => {
                     bytes += u64::from(count) * SYMBOL_BYTES as u64;
                     let symbols: Vec<_> = encoder.by_ref().take(count as usize).collect();
                     exchange.on_symbols(theirs.len() as u64, &symbols)

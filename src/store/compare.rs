@@ -1,11 +1,15 @@
 //! What replicas need of the store to be compared and kept alike: cuts, digests, the states of all
 //! keys, the end of expired records and of old tombstones, and a search for damage.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 
 use super::digests::{Digests, GROUP, Share};
 use super::{Group, Held, Store, due, earlier, group_of, place_in_group, table_hash};
 use crate::model::{Digest, Epoch, HashedKey, Millis, PartitionId, RecordRef};
+
+/// The state of each key: its hash, and a hash of what is held of it.
+pub type States = Vec<(u64, u64)>;
 
 /// What became of the records of a group.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -35,6 +39,12 @@ impl Store {
     #[must_use]
     pub const fn group(partition: PartitionId) -> u16 {
         group_of(partition)
+    }
+
+    /// The partitions of a group.
+    pub fn partitions_of(group: u16) -> impl Iterator<Item = PartitionId> {
+        let first = group * GROUP;
+        (first..=first + (GROUP - 1)).map(PartitionId)
     }
 
     /// Moves a group's digests to a cut, which the clock has passed, and frees the records whose
@@ -108,6 +118,14 @@ impl Store {
         group.map_or_else(Digest::default, |group| group.digests.at_cut(at))
     }
 
+    /// The digest of all that a partition holds now.
+    #[must_use]
+    pub fn present(&self, partition: PartitionId) -> Digest {
+        let at = place_in_group(partition);
+        let group = self.groups.get(&group_of(partition));
+        group.map_or_else(Digest::default, |group| group.digests.present(at))
+    }
+
     /// The last cut that digests were brought to.
     #[must_use]
     pub fn cut(&self) -> Epoch {
@@ -117,24 +135,30 @@ impl Store {
     /// The state of each key of a partition: its hash, and a hash of what is held of it. What
     /// digests at this cut leave out because it ends soon is left out.
     #[must_use]
-    pub fn states(&self, partition: PartitionId, cut: Epoch) -> Vec<(u64, u64)> {
-        let Some(group) = self.groups.get(&group_of(partition)) else {
-            return Vec::new();
+    pub fn states(&self, partition: PartitionId, cut: Epoch) -> States {
+        let mut of_group = self.group_states(group_of(partition), cut);
+        of_group.remove(&partition).unwrap_or_default()
+    }
+
+    /// The same of all partitions of a group that hold anything: one pass through its records, as
+    /// it would take for each partition alone.
+    #[must_use]
+    pub fn group_states(&self, group: u16, cut: Epoch) -> BTreeMap<PartitionId, States> {
+        let mut states: BTreeMap<PartitionId, States> = BTreeMap::new();
+        let Some(group) = self.groups.get(&group) else {
+            return states;
         };
-        let places = group.table.iter();
-        let states = places.filter_map(|place| {
-            let packed = group.slab.get(*place);
+        for packed in group.slab.iter() {
             let hash = self.hasher.hash(packed.key());
-            if self.partition_of(hash) != partition {
-                return None;
-            }
             let record = packed.record();
             let share = self.share(hash, record);
             // Tombstones that are old enough to be purged may still be needed elsewhere.
-            let is_compared = record.value.is_none() || share.is_counted(cut);
-            is_compared.then_some((hash, share.digest.0))
-        });
-        states.collect()
+            if record.value.is_none() || share.is_counted(cut) {
+                let of_partition = states.entry(self.partition_of(hash)).or_default();
+                of_partition.push((hash, share.digest.0));
+            }
+        }
+        states
     }
 
     /// Shows the records whose key has this hash: one, as a rule.
@@ -256,8 +280,7 @@ impl Store {
     /// Counts the digests anew, at this cut.
     fn recount(&self, group: &mut Group, cut: Epoch) {
         group.digests = Digests::new(cut);
-        for place in &group.table {
-            let packed = group.slab.get(*place);
+        for packed in group.slab.iter() {
             let record = packed.record();
             let (at, share) = self.share_of(packed.key(), record);
             group.digests.change(at, None, share);

@@ -21,10 +21,11 @@ use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
 
 use crate::model::{
-    Epoch, Expiry, HashedKey, KeyHasher, Millis, PartitionId, Prior, RecordRef, Stamp, Summary,
+    Digest, Epoch, Expiry, HashedKey, KeyHasher, Millis, PartitionId, Prior, RecordRef, Stamp,
+    Summary,
 };
 
-pub use compare::{Rolled, Scrubbed};
+pub use compare::{Rolled, Scrubbed, States};
 use digests::{Digests, GROUP, Share};
 use packed::{Layout, Packed};
 use slab::{Place, Slab};
@@ -265,8 +266,13 @@ impl Store {
             (Some(_), Some(at)) => Some(Millis(at.0.saturating_sub(ENDS_SOON_MS))),
             (Some(_), None) => None,
         };
+        let digest = if cfg!(quorate_no_digest) {
+            Digest::default()
+        } else {
+            self.hasher.digest_of(key_hash, stamp)
+        };
         Share {
-            digest: self.hasher.digest_of(key_hash, stamp),
+            digest,
             epoch: Epoch::of(written),
             until,
         }
@@ -294,25 +300,20 @@ impl Store {
         mut show: impl FnMut(&[u8], RecordRef<'_>) -> bool,
     ) -> Option<u64> {
         let group = self.groups.get(&group_of(partition))?;
-        let hashed = |place: &Place| (self.hasher.hash(group.slab.get(*place).key()), *place);
         let is_wanted = |hash: u64| {
             self.partition_of(hash) == partition && after.is_none_or(|after| hash > after)
         };
-        let mut found: Vec<(u64, Place)> = group
-            .table
-            .iter()
-            .map(hashed)
-            .filter(|(hash, _)| is_wanted(*hash))
-            .collect();
+        let hashed = |packed: Packed<'_>| self.hasher.hash(packed.key());
+        let all = group.slab.iter().map(|packed| (hashed(packed), packed));
+        let mut found: Vec<_> = all.filter(|(hash, _)| is_wanted(*hash)).collect();
         found.sort_unstable_by_key(|(hash, _)| *hash);
         let mut last = None;
-        for (hash, place) in found {
+        for (hash, packed) in found {
             if let Some((shown, false)) = last
                 && shown != hash
             {
                 return Some(shown);
             }
-            let packed = group.slab.get(place);
             last = Some((hash, show(packed.key(), packed.record())));
         }
         None

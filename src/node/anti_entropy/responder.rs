@@ -1,14 +1,14 @@
 //! The side of a comparison that is asked: it makes coded symbols of what this node holds.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_bytes::Bytes as ByteSlice;
 
 use crate::digest::{Encoder, Item, SYMBOL_BYTES, SessionKey};
-use crate::model::{Epoch, PartitionId, Stamp};
+use crate::model::{Digest, Epoch, PartitionId, Stamp};
 use crate::protocol::STATE_BYTES;
-use crate::store::Store;
+use crate::store::{States, Store};
 use crate::wire::{Answer, Refusal, SessionWords, StateWords, WireRecord, encode};
 
 /// The comparisons that peers have begun with this node.
@@ -17,6 +17,15 @@ pub struct Responder {
     store: Arc<Store>,
     /// The newest one at the end.
     sessions: Mutex<VecDeque<Session>>,
+    /// What was read with the partition asked for last: its neighbours, which are asked for next.
+    neighbours: Mutex<Neighbours>,
+}
+
+#[derive(Debug, Default)]
+struct Neighbours {
+    cut: Epoch,
+    /// With the digest of all that each held then.
+    states: BTreeMap<PartitionId, (Digest, States)>,
 }
 
 #[derive(Debug)]
@@ -30,10 +39,11 @@ struct Session {
 impl Responder {
     /// Tells of what is in this store.
     #[must_use]
-    pub const fn new(store: Arc<Store>) -> Self {
+    pub fn new(store: Arc<Store>) -> Self {
         Self {
             store,
-            sessions: Mutex::new(VecDeque::new()),
+            sessions: Mutex::default(),
+            neighbours: Mutex::default(),
         }
     }
 
@@ -46,7 +56,7 @@ impl Responder {
         count: u32,
         out: &mut Vec<u8>,
     ) {
-        let states = self.store.states(partition, cut);
+        let states = self.read(partition, cut);
         let items = states.iter().map(|&(key, state)| Item { key, state });
         let mut session = Session {
             key,
@@ -82,7 +92,7 @@ impl Responder {
         after: Option<StateWords>,
         out: &mut Vec<u8>,
     ) {
-        let mut states = self.store.states(partition, cut);
+        let mut states = self.read(partition, cut);
         states.sort_unstable();
         let from = after.map_or(0, |after| states.partition_point(|state| *state <= after));
         let page = &states[from..states.len().min(from + STATES_A_PAGE)];
@@ -116,6 +126,36 @@ impl Responder {
             }
         });
         encode(&Answer::Page(count, ByteSlice::new(&page), None), out);
+    }
+
+    /// What this node holds of a partition. Its neighbours are read with it, and not again as long
+    /// as they are what they were.
+    fn read(&self, partition: PartitionId, cut: Epoch) -> States {
+        // std Mutex: never held across an await.
+        let mut neighbours = self
+            .neighbours
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let present = self.store.present(partition);
+        let known = neighbours.states.get(&partition);
+        if neighbours.cut != cut || known.is_none_or(|(as_of, _)| *as_of != present) {
+            let group = Store::group(partition);
+            // Before what they are the digests of: what changes in between is read again.
+            let as_of: Vec<_> = Store::partitions_of(group)
+                .map(|partition| (partition, self.store.present(partition)))
+                .collect();
+            let mut states = self.store.group_states(group, cut);
+            let states = as_of.into_iter().map(|(partition, as_of)| {
+                let states = states.remove(&partition).unwrap_or_default();
+                (partition, (as_of, states))
+            });
+            *neighbours = Neighbours {
+                cut,
+                states: states.collect(),
+            };
+        }
+        let states = neighbours.states.get(&partition);
+        states.map_or_else(States::new, |(_, states)| states.clone())
     }
 
     fn sessions(&self) -> std::sync::MutexGuard<'_, VecDeque<Session>> {

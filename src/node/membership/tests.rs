@@ -10,7 +10,8 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::*;
 use crate::env::{Clock, Disk, MemoryDisk, SeededRng, SystemClock, Tasks};
-use crate::model::Millis;
+use crate::model::Epoch;
+use crate::model::{Digest, Millis, PartitionId};
 use crate::net::{MemoryGossip, MemoryGossipEnd};
 use crate::ring::Partitions;
 
@@ -320,3 +321,102 @@ async fn gossip_that_has_failed_is_started_again() {
         assert_eq!(node.sees(), "n0 n1 n2");
     }
 }
+
+/// What one node sends in a second, on average over nodes and time: with digests that change at
+/// every cut, that never change, or without any.
+async fn bytes_a_second(nodes: u16, partitions: u16, is_told: bool, changes: bool) -> f64 {
+    // Fifty nodes are much to simulate.
+    let (settled, cuts) = if nodes < 50 { (4, 8) } else { (2, 3) };
+    let network = MemoryGossip::default();
+    let mut all = Vec::new();
+    for number in 0..nodes {
+        all.push(Node::start(&network, number, new_disk()).await);
+    }
+    let everyone = usize::from(nodes);
+    timeout(Duration::from_secs(60), async {
+        for node in &all {
+            let mut view = node.membership.view();
+            while view.borrow().members().len() < everyone {
+                view.changed().await.unwrap();
+            }
+        }
+    })
+    .await
+    .unwrap();
+    let random = SeededRng::from_seed(1);
+    let mut sheets: Vec<Sheet> = (0..nodes).map(|_| sheet(partitions, &random)).collect();
+    let sent = || -> u64 { all.iter().map(|node| network.sent_bytes(&node.id)).sum() };
+    let mut before = 0;
+    for cut in 0..settled + cuts {
+        if cut == settled {
+            before = sent();
+        }
+        for (node, sheet) in all.iter().zip(&mut sheets) {
+            if changes {
+                *sheet = self::sheet(partitions, &random);
+            }
+            sheet.cut = Epoch(cut);
+            if is_told {
+                node.membership.publish(Arc::new(sheet.clone()));
+            }
+        }
+        sleep(Epoch::DURATION).await;
+    }
+    let sent = sent() - before;
+    if is_told {
+        let heard = all[0].membership.heard();
+        assert_eq!(heard.len(), everyone - 1);
+        let newest = heard
+            .values()
+            .filter(|sheet| sheet.cut == Epoch(settled + cuts - 1));
+        assert!(newest.count() > everyone / 2, "most have come within a cut");
+        let others = heard[&all[1].id.tag()].digests.len();
+        assert_eq!(others, usize::from(partitions));
+    }
+    for node in all {
+        node.kill(&network).await;
+    }
+    #[expect(clippy::cast_precision_loss, reason = "some megabytes")]
+    let (sent, cuts) = (sent as f64, cuts as f64);
+    sent / f64::from(nodes) / (Epoch::DURATION.as_secs_f64() * cuts)
+}
+
+fn sheet(partitions: u16, random: &SeededRng) -> Sheet {
+    let digests = (0..partitions).map(|number| (PartitionId(number), Digest(random.next_u64())));
+    Sheet {
+        cut: Epoch(0),
+        tombstone_age_ms: 10_800_000,
+        digests: digests.collect(),
+    }
+}
+
+/// The arithmetic in the documentation of `anti_entropy`.
+#[tokio::test(start_paused = true)]
+async fn digests_cost_gossip_what_was_computed() {
+    for (nodes, partitions) in [(3_u16, 4_096_u16), (10, 1_229), (50, 246)] {
+        let without = bytes_a_second(nodes, partitions, false, false).await;
+        let steady = bytes_a_second(nodes, partitions, true, false).await;
+        let changing = bytes_a_second(nodes, partitions, true, true).await;
+        let others = f64::from(nodes - 1);
+        // Nine bytes of twelve characters: chitchat's compression takes base64 back.
+        let computed = others * f64::from(partitions) * 9.0 / Epoch::DURATION.as_secs_f64();
+        let heads = others * HEAD_BYTES / Epoch::DURATION.as_secs_f64();
+        println!(
+            "{nodes} nodes: {without:.0} B/s without digests, {steady:.0} with steady ones \
+             (+{:.0}, heads {heads:.0}), {changing:.0} with changing ones (+{:.0}, computed \
+             {computed:.0})",
+            steady - without,
+            changing - without
+        );
+        // Whoever has heard nothing yet is told by several in one round.
+        let told = (changing - without) / computed;
+        assert!((0.9..4.0).contains(&told), "{nodes} nodes: {told}");
+        assert!(
+            steady - without < 4.0 * heads + 0.03 * without,
+            "{nodes} nodes"
+        );
+    }
+}
+
+/// A node's name, key, head and versions in a delta.
+const HEAD_BYTES: f64 = 80.0;
