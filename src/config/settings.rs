@@ -103,7 +103,8 @@ settings! {
         pub hint_max_bytes: ByteSize = "256MiB", like "1GiB";
 
         /// A hint older than this is dropped. The longer, the longer a node may be away and be
-        /// given all it missed.
+        /// given all it missed. The same on every node: tombstones are kept as long, and a while
+        /// longer.
         pub hint_window: Duration = "3h", like "12h", within "1s" to "30d";
 
         /// How fast this node gives hints back, all together, in bytes a second.

@@ -179,6 +179,28 @@ impl Store {
         }
     }
 
+    /// Forgets everything of a partition. How many records there were.
+    pub fn clear(&self, partition: PartitionId) -> u64 {
+        let Some(mut group) = self.groups.get_mut(&group_of(partition)) else {
+            return 0;
+        };
+        let group = &mut *group;
+        let before = group.table.len();
+        group.table.retain(|place| {
+            let packed = group.slab.get(*place);
+            let is_other = self.partition_of(self.hasher.hash(packed.key())) != partition;
+            if !is_other {
+                self.count(Held::of(packed), Held::default());
+                group.slab.remove(*place);
+            }
+            is_other
+        });
+        let cleared = before - group.table.len();
+        group.digests.clear(place_in_group(partition));
+        self.tidy(group);
+        cleared as u64
+    }
+
     /// Whether a partition, or one of its neighbours, may hold tombstones that can be purged.
     #[must_use]
     pub fn has_aged(&self, partition: PartitionId) -> bool {

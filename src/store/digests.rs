@@ -78,6 +78,14 @@ impl Digests {
         let cut = self.cut;
         let part = self.part(place, after.epoch);
         if let Some(before) = before
+            && before.until.is_none()
+            && after.until.is_none()
+        {
+            // Nearly always.
+            *part = part.minus(before.digest).plus(after.digest);
+            return;
+        }
+        if let Some(before) = before
             && before.is_counted(cut)
         {
             *part = part.minus(before.digest);
@@ -108,6 +116,11 @@ impl Digests {
             *part = part.minus(share.digest);
         }
         is_over
+    }
+
+    /// Nothing is held any more.
+    pub(super) fn clear(&mut self, place: usize) {
+        self.partitions[place] = Parts::default();
     }
 
     #[inline]

@@ -256,9 +256,18 @@ impl Store {
     }
 
     /// What a record adds to the digest of its partition.
+    #[inline]
     fn share(&self, key_hash: u64, record: RecordRef<'_>) -> Share {
+        if cfg!(quorate_no_digest) {
+            return Share {
+                digest: Digest::default(),
+                epoch: Epoch::default(),
+                until: record.expiry.at,
+            };
+        }
         let stamp = record.stamp();
-        let written = stamp.newest().hlc.millis();
+        // The clock of the newer of the two versions.
+        let written = stamp.value.hlc.max(stamp.expiry.hlc).millis();
         let until = match (record.value, record.expiry.at) {
             (None, _) => Some(written.saturating_add(self.limits.tombstone_age)),
             // A tombstone will stay in its place: it is counted like one from the first moment on.
@@ -266,13 +275,8 @@ impl Store {
             (Some(_), Some(at)) => Some(Millis(at.0.saturating_sub(ENDS_SOON_MS))),
             (Some(_), None) => None,
         };
-        let digest = if cfg!(quorate_no_digest) {
-            Digest::default()
-        } else {
-            self.hasher.digest_of(key_hash, stamp)
-        };
         Share {
-            digest,
+            digest: self.hasher.digest_of(key_hash, stamp),
             epoch: Epoch::of(written),
             until,
         }

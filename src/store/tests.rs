@@ -336,6 +336,29 @@ fn tombstones_are_left_out_when_they_are_old_and_purged_when_that_is_said() {
 }
 
 #[test]
+fn a_partition_is_cleared_and_its_neighbours_are_not() {
+    let store = store();
+    let (a, b) = (key(&store, b"a"), key(&store, b"b"));
+    assert_ne!(a.partition, b.partition);
+    for k in [a, b] {
+        store.apply(
+            k,
+            (&Record::value(at(epoch(1)), None, Bytes::new())).into(),
+            NOW,
+        );
+    }
+    roll(&store, 2);
+    let digest = store.digest(b.partition);
+    assert_eq!((store.clear(a.partition), store.clear(a.partition)), (1, 0));
+    assert_eq!(
+        (store.keys(), store.digest(a.partition)),
+        (1, Digest::default())
+    );
+    assert_eq!(store.digest(b.partition), digest);
+    assert_eq!(store.scrub(0), Scrubbed::default());
+}
+
+#[test]
 fn damage_is_found_and_taken_out() {
     let store = store();
     let names: [&[u8]; 3] = [b"a", b"b", b"c"];

@@ -12,4 +12,6 @@ mod common;
 #[cfg(test)]
 mod history;
 #[cfg(test)]
+mod repair;
+#[cfg(test)]
 mod sloppy;

@@ -298,3 +298,44 @@ async fn tombstones_go_when_all_homes_agree_and_nobody_is_owed_a_hint() {
     assert_eq!(tombstones(), [0, 0]);
     assert_eq!(report(&pair, 0).tombstones_purged, 1);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_node_forgets_what_it_is_no_home_of_any_more() {
+    let pair = Pair::new(64, 1 << 20);
+    let keys = keys(200);
+    for (number, key) in keys.iter().enumerate() {
+        for side in 0..2 {
+            pair.put(side, key, &value(&pair, number as u64, "value"));
+        }
+    }
+    let held = |side: usize| {
+        keys.iter()
+            .filter(|key| pair.held(side, key).is_some())
+            .count()
+    };
+    let homes = |side: usize| keys.iter().filter(|key| pair.is_home(side, key)).count();
+    pair.set_members(&[("a", true), ("b", true), ("c", true)]);
+    let epochs = TOMBSTONE_AGE.as_millis() / 4_096;
+    for _ in 0..epochs / 4 {
+        pair.pass().await;
+    }
+    assert_eq!(
+        (held(0), held(1)),
+        (200, 200),
+        "not at once: rings that are hardly known change"
+    );
+    // As long as a home of now cannot be reached, the old ones may be all there is.
+    pair.set_members(&[("a", true), ("b", true), ("c", false)]);
+    for _ in 0..2 * epochs {
+        pair.pass().await;
+    }
+    assert_eq!((held(0), held(1)), (200, 200));
+    pair.set_members(&[("a", true), ("b", true), ("c", true)]);
+    for _ in 0..3 {
+        pair.pass().await;
+    }
+    for side in 0..2 {
+        assert!(homes(side) < 200);
+        assert_eq!(held(side), homes(side), "side {side}");
+    }
+}

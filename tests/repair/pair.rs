@@ -30,6 +30,7 @@ pub(crate) struct Pair {
     clock: Arc<ManualClock>,
     hasher: KeyHasher,
     owed: watch::Sender<Arc<Owed>>,
+    view: watch::Sender<Arc<View>>,
 }
 
 pub(crate) struct Side {
@@ -89,6 +90,7 @@ impl Pair {
         };
         let ids = ["a", "b"].map(|name| name.parse::<NodeId>().unwrap());
         let view = Arc::new(View::new(params, ids.iter().map(member).collect()));
+        let view = watch::Sender::new(view);
         let sheets = Arc::default();
         let owed = watch::Sender::new(Arc::<Owed>::default());
         let hasher = KeyHasher::new("pair");
@@ -108,7 +110,7 @@ impl Pair {
                     tombstone_age: TOMBSTONE_AGE,
                 },
                 self_tag: id.tag(),
-                view: watch::Sender::new(Arc::clone(&view)).subscribe(),
+                view: view.subscribe(),
                 replica: Arc::clone(&replica),
                 store: Arc::clone(&store),
                 hasher,
@@ -138,6 +140,7 @@ impl Pair {
             clock,
             hasher,
             owed,
+            view,
         };
         for side in 0..2 {
             let service = Arc::new(pair.service(side));
@@ -166,15 +169,7 @@ impl Pair {
             },
             Arc::clone(&self.clock) as Arc<dyn Clock>,
             self.hasher,
-            watch::Sender::new(Arc::new(View::new(
-                RingParams {
-                    cluster: "pair".to_owned(),
-                    partitions: self.partitions,
-                    n: 2,
-                },
-                Vec::new(),
-            )))
-            .subscribe(),
+            self.view.subscribe(),
             Box::new(Bytes::new),
         )
     }
@@ -237,6 +232,25 @@ impl Pair {
     pub(crate) async fn pass(&self) {
         self.pass_epoch();
         sleep(Duration::from_millis(700)).await;
+    }
+
+    /// Sets who is in the ring, and who of them can be reached.
+    pub(crate) fn set_members(&self, members: &[(&str, bool)]) {
+        let members = members.iter().map(|(name, reachable)| Member {
+            reachable: *reachable,
+            ..member(&name.parse().unwrap())
+        });
+        let view = self.view.borrow().update(members.collect());
+        self.view.send_replace(Arc::new(view));
+    }
+
+    /// Whether a side is a home of a key.
+    pub(crate) fn is_home(&self, side: usize, key: &str) -> bool {
+        let partition = self.hashed(key.as_bytes()).partition;
+        self.view
+            .borrow()
+            .homes(partition)
+            .contains(&self.tag(side))
     }
 
     /// Says that somebody holds hints for a side.

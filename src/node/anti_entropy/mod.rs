@@ -37,7 +37,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, warn};
 
 pub use self::responder::Responder;
@@ -129,7 +129,7 @@ struct Progress {
     took: Duration,
     last_error: Option<String>,
     failures: u32,
-    not_before: Option<tokio::time::Instant>,
+    not_before: Option<Instant>,
 }
 
 /// Counters, since the node started.
@@ -234,7 +234,7 @@ impl AntiEntropy {
     /// Tells digests, hears those of others, purges what all agree on, looks for damage.
     async fn watch(self: Arc<Self>) {
         let mut cut = self.parts.cut.clone();
-        let mut scrubbed = 0;
+        let (mut scrubbed, mut left) = (0, BTreeMap::new());
         loop {
             let changed = timeout(LOOK_INTERVAL, cut.changed()).await;
             if matches!(changed, Ok(Err(_))) {
@@ -248,6 +248,7 @@ impl AntiEntropy {
                     self.publish(cut, &view);
                 }
                 self.scrub(&mut scrubbed);
+                self.forget(&view, &mut left);
             }
             self.hear(&view);
             if is_new {
@@ -326,6 +327,36 @@ impl AntiEntropy {
         }
     }
 
+    /// Forgets the partitions that this node has not been a home of for a while. The homes of now have
+    /// copied them from each other; and were it to become a home again, what it held would be from
+    /// before deletes that nobody remembers any more.
+    fn forget(&self, view: &View, left: &mut BTreeMap<PartitionId, Instant>) {
+        let Parts {
+            store, self_tag, ..
+        } = &self.parts;
+        let now = self.parts.env.clock.monotonic();
+        // Long enough for a view to settle, short against the age of tombstones.
+        let after = (self.parts.config.tombstone_age / 4).min(LEFT_MAX);
+        let is_up = |home: &NodeTag| view.member(*home).is_some_and(|member| member.reachable);
+        for partition in view.params().partitions.all() {
+            let homes = view.homes(partition);
+            if homes.contains(self_tag) {
+                left.remove(&partition);
+                continue;
+            }
+            let since = *left.entry(partition).or_insert(now);
+            if now >= since + after && homes.iter().all(is_up) {
+                let cleared = store.clear(partition);
+                if cleared > 0 {
+                    debug!(
+                        partition = partition.0,
+                        cleared, "forgot a partition of other homes"
+                    );
+                }
+            }
+        }
+    }
+
     /// Looks at the next few groups for damage.
     fn scrub(&self, next: &mut u16) {
         let Parts { store, replica, .. } = &self.parts;
@@ -381,7 +412,7 @@ impl AntiEntropy {
         peer: NodeTag,
         partitions: usize,
         took: Duration,
-        now: tokio::time::Instant,
+        now: Instant,
         result: Result<(), String>,
     ) {
         let mut peers = lock(&self.peers);
@@ -460,6 +491,8 @@ const BATCH: usize = 16;
 const BATCH_GROUPS: usize = 2;
 /// About five minutes for all groups.
 const SCRUB_EPOCHS: u16 = 75;
+/// A node that joins has copied what it needs long before.
+const LEFT_MAX: Duration = Duration::from_secs(600);
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 const JITTER_MAX: Duration = Duration::from_millis(500);
 const PAUSE_MIN: Duration = Duration::from_millis(250);
