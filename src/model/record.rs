@@ -172,6 +172,13 @@ impl RecordRef<'_> {
         self.expiry.at.is_some_and(|at| at <= now)
     }
 
+    /// Whether it is a value without an end, with no other version than its own.
+    #[inline]
+    #[must_use]
+    pub fn is_plain(&self) -> bool {
+        self.value.is_some() && self.expiry.at.is_none() && self.expiry.version == self.version
+    }
+
     /// The tombstone that takes its place when its time is over.
     #[must_use]
     pub const fn ended(self) -> Self {

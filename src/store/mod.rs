@@ -21,8 +21,7 @@ use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
 
 use crate::model::{
-    Digest, Epoch, Expiry, HashedKey, KeyHasher, Millis, PartitionId, Prior, RecordRef, Stamp,
-    Summary,
+    Epoch, Expiry, HashedKey, KeyHasher, Millis, PartitionId, Prior, RecordRef, Stamp, Summary,
 };
 
 pub use compare::{Rolled, Scrubbed, States};
@@ -143,7 +142,7 @@ impl Store {
                     Prior::default(),
                     Held::default(),
                     Held::new(key.bytes, record),
-                    share,
+                    Some(share),
                 )
             }
             Entry::Occupied(mut occupied) => {
@@ -151,37 +150,67 @@ impl Store {
                 let packed = slab.get(*place);
                 let prior = prior(packed, now);
                 let held = packed.record();
-                let share_before = self.share(key.hash, held);
                 let is_older = held.stamp() > record.stamp();
                 if is_older {
-                    if covers(held, record) {
-                        // It must not come back when what is held has ended.
-                        let held = held.to_record();
-                        let held = RecordRef {
-                            covers: true,
-                            ..(&held).into()
-                        };
-                        *place = slab.replace(*place, held);
-                        digests.change(at, Some(share_before), self.share(key.hash, held));
-                    }
+                    self.cover(key, record, (slab, digests), place);
                     return Applied::Superseded { by: prior };
                 }
                 let before = Held::of(packed);
-                let record = RecordRef {
-                    covers: covers(record, held),
-                    ..record
-                };
-                *place = slab.replace(*place, record);
-                let share = self.share(key.hash, record);
-                digests.change(at, Some(share_before), share);
-                (prior, before, Held::new(key.bytes, record), share)
+                if packed.is_plain() && record.is_plain() {
+                    // Most overwrites by far. (To measure what digests cost: benches/store.rs.)
+                    if !cfg!(quorate_no_digest) {
+                        let digest = |of| self.hasher.digest_of_write(key.hash, of);
+                        let epoch = Epoch::of(record.version.hlc.millis());
+                        let (old, new) = (digest(held.version), digest(record.version));
+                        digests.overwrite(at, epoch, old, new);
+                    }
+                    *place = slab.replace(*place, record);
+                    (prior, before, Held::new(key.bytes, record), None)
+                } else {
+                    let share_before = self.share(key.hash, held);
+                    let record = RecordRef {
+                        covers: covers(record, held),
+                        ..record
+                    };
+                    *place = slab.replace(*place, record);
+                    let share = self.share(key.hash, record);
+                    digests.change(at, Some(share_before), share);
+                    (prior, before, Held::new(key.bytes, record), Some(share))
+                }
             }
         };
-        *next_due = earlier(*next_due, due(share, record, digests.cut()));
-        *has_aged |= record.value.is_none() && !share.is_counted(digests.cut());
+        if let Some(share) = share {
+            *next_due = earlier(*next_due, due(share, record, digests.cut()));
+            *has_aged |= record.value.is_none() && !share.is_counted(digests.cut());
+        }
         self.compact(table, slab);
         self.count(before, held);
         Applied::Applied { prior }
+    }
+
+    /// Notes that something older was seen that may end later than what is held: it must not come
+    /// back when that has ended.
+    fn cover(
+        &self,
+        key: HashedKey<'_>,
+        older: RecordRef<'_>,
+        (slab, digests): (&mut Slab, &mut Digests),
+        place: &mut Place,
+    ) {
+        let held = slab.get(*place).record();
+        if !covers(held, older) {
+            return;
+        }
+        let before = self.share(key.hash, held);
+        // The record is its own source: the value is copied out before it is moved.
+        let held = held.to_record();
+        let held = RecordRef {
+            covers: true,
+            ..(&held).into()
+        };
+        *place = slab.replace(*place, held);
+        let after = self.share(key.hash, held);
+        digests.change(place_in_group(key.partition), Some(before), after);
     }
 
     /// Changes when a live value ends and nothing else. `version` is the change's own: a write or
@@ -258,13 +287,6 @@ impl Store {
     /// What a record adds to the digest of its partition.
     #[inline]
     fn share(&self, key_hash: u64, record: RecordRef<'_>) -> Share {
-        if cfg!(quorate_no_digest) {
-            return Share {
-                digest: Digest::default(),
-                epoch: Epoch::default(),
-                until: record.expiry.at,
-            };
-        }
         let stamp = record.stamp();
         // The clock of the newer of the two versions.
         let written = stamp.value.hlc.max(stamp.expiry.hlc).millis();

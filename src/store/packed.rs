@@ -103,6 +103,12 @@ impl<'a> Packed<'a> {
         self.has(IS_DEAD)
     }
 
+    /// Whether it is a value without an end, with no other version than its own.
+    #[inline]
+    pub(super) fn is_plain(self) -> bool {
+        !self.has(IS_TOMBSTONE | HAS_EXPIRY | HAS_EXPIRY_VERSION)
+    }
+
     /// What its checksum is over.
     pub(super) const fn checked(self) -> std::ops::Range<usize> {
         self.head.version_at..self.bytes.len()

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::*;
-use crate::model::{Body, HlcTime, NodeTag, Record, Version};
+use crate::model::{Body, Digest, HlcTime, NodeTag, Record, Version};
 
 const NOW: Millis = Millis(1_000);
 
