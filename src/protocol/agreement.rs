@@ -99,8 +99,9 @@ impl Agreement {
         self.peers.entry(peer).or_default().history.push(sheet);
     }
 
-    /// Compares with all peers what has become comparable.
-    pub fn compare(&mut self, own: NodeTag, view: &View) {
+    /// Compares with all peers what has become comparable; whether anything has.
+    pub fn compare(&mut self, own: NodeTag, view: &View) -> bool {
+        let before = self.rounds;
         self.peers.retain(|peer, _| view.member(*peer).is_some());
         for (&tag, peer) in &mut self.peers {
             let Some((ours, theirs)) = self.own.common(&peer.history) else {
@@ -144,11 +145,12 @@ impl Agreement {
             peer.partitions = compared.len();
             self.rounds += compared.len() as u64;
         }
+        self.rounds != before
     }
 
     /// The partitions that this node is to reconcile with a peer, by peer.
     #[must_use]
-    pub fn due(&self, own: NodeTag, view: &View) -> BTreeMap<NodeTag, Vec<PartitionId>> {
+    pub fn due(&self, own: NodeTag, view: &View) -> BTreeMap<NodeTag, BTreeSet<PartitionId>> {
         let name = |tag: NodeTag| view.member(tag).map(|member| &member.id);
         let mut due = BTreeMap::new();
         for (&tag, peer) in &self.peers {
@@ -163,12 +165,16 @@ impl Agreement {
                     return true;
                 }
                 let homes = view.homes(**partition).iter().copied();
-                let mut lower =
-                    homes.filter(|&home| home != own && home != tag && name(home) < name(own));
-                let is_left_to_another = lower.any(|home| self.agrees(home, **partition, view));
+                let mut others = homes.filter(|&home| home != own && home != tag);
+                // A lower home that holds the same as this one meets that peer; a lower one that
+                // holds the same as that peer is met in its stead.
+                let is_left_to_another = others.any(|home| {
+                    (name(home) < name(own) && self.agrees(home, **partition, view))
+                        || (name(home) < name(tag) && self.are_alike(home, tag, **partition, view))
+                });
                 rounds >= ROUNDS_MIN && is_lower && !is_left_to_another
             };
-            let partitions: Vec<PartitionId> = peer
+            let partitions: BTreeSet<PartitionId> = peer
                 .differing
                 .iter()
                 .filter(is_mine)
@@ -179,6 +185,11 @@ impl Agreement {
             }
         }
         due
+    }
+
+    /// A session begins: what is compared while it lasts tells nothing.
+    pub fn on_session_begin(&mut self, peer: NodeTag, partition: PartitionId) {
+        self.on_session_end(peer, partition, Epoch(u64::MAX));
     }
 
     /// A session has ended, well or not, in this epoch: it counts as new what differs from then on.
@@ -218,6 +229,19 @@ impl Agreement {
         })
     }
 
+    /// Whether two peers, the first of which can be reached, told the same of a partition when they
+    /// were compared last.
+    fn are_alike(&self, one: NodeTag, other: NodeTag, partition: PartitionId, view: &View) -> bool {
+        let told = |tag: NodeTag| {
+            let peer = self.peers.get(&tag)?;
+            let cut = peer.compared?;
+            let sheet = peer.history.0.get(&cut)?;
+            Some((cut, *sheet.digests.get(&partition)?))
+        };
+        let is_reachable = view.member(one).is_some_and(|member| member.reachable);
+        is_reachable && told(one).is_some_and(|one| told(other) == Some(one))
+    }
+
     /// Whether a peer can be reached and held the same of a partition at one of the last two cuts of
     /// this node.
     fn agrees(&self, peer: NodeTag, partition: PartitionId, view: &View) -> bool {
@@ -249,3 +273,170 @@ const STEADY: u64 = 15;
 const BREAK_MIN: u64 = 32;
 /// From then on anybody begins who sees the difference.
 const ROUNDS_PATIENCE: u32 = 6;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Digest, NodeId};
+    use crate::ring::{Member, MemberState, Partitions, RingParams, Role};
+
+    const P: PartitionId = PartitionId(0);
+
+    fn tag(name: &str) -> NodeTag {
+        name.parse::<NodeId>().unwrap().tag()
+    }
+
+    /// Three homes of one partition; those named cannot be reached.
+    fn view(away: &[&str]) -> View {
+        let member = |name: &str| Member {
+            tag: tag(name),
+            id: name.parse().unwrap(),
+            incarnation: 1,
+            zone: String::new(),
+            weight: 1,
+            role: Role::Member,
+            state: MemberState::Up,
+            quic: ([127, 0, 0, 1], 1).into(),
+            resp: String::new(),
+            http: String::new(),
+            reachable: !away.contains(&name),
+        };
+        let params = RingParams {
+            cluster: "c".to_owned(),
+            partitions: Partitions::new(1).unwrap(),
+            n: 3,
+        };
+        View::new(params, ["a", "b", "c"].map(member).to_vec())
+    }
+
+    fn sheet(cut: u64, digest: u64) -> Arc<Sheet> {
+        Arc::new(Sheet {
+            cut: Epoch(cut),
+            tombstone_age_ms: 9,
+            digests: BTreeMap::from([(P, Digest(digest))]),
+        })
+    }
+
+    /// What `own` knows after these cuts; each home holds this.
+    fn after(own: &str, cuts: std::ops::Range<u64>, held: [u64; 3]) -> Agreement {
+        let mut agreement = Agreement::default();
+        for cut in cuts {
+            for (name, held) in ["a", "b", "c"].into_iter().zip(held) {
+                let sheet = sheet(cut, held);
+                if name == own {
+                    agreement.on_own(&sheet);
+                } else {
+                    agreement.on_peer(tag(name), &sheet);
+                }
+            }
+            agreement.compare(tag(own), &view(&[]));
+        }
+        agreement
+    }
+
+    fn partners(agreement: &Agreement, own: &str, view: &View) -> Vec<NodeTag> {
+        let due = agreement.due(tag(own), view).into_keys();
+        let mut due: Vec<NodeTag> = due.collect();
+        due.sort_by_key(|tag| view.member(*tag).map(|member| member.id.clone()));
+        due
+    }
+
+    #[test]
+    fn of_homes_that_agree_the_lowest_meets_the_one_that_differs() {
+        let all = view(&[]);
+        for (held, a, b, c) in [
+            ([1, 1, 1], vec![], vec![], vec![]),
+            ([1, 1, 2], vec!["c"], vec![], vec![]),
+            ([1, 2, 1], vec!["b"], vec![], vec![]),
+            ([1, 2, 2], vec!["b"], vec![], vec![]),
+            ([1, 2, 3], vec!["b", "c"], vec!["c"], vec![]),
+        ] {
+            for (own, wanted) in [("a", a), ("b", b), ("c", c)] {
+                let agreement = after(own, 1..3, held);
+                let wanted: Vec<NodeTag> = wanted.into_iter().map(tag).collect();
+                assert_eq!(partners(&agreement, own, &all), wanted, "{own} of {held:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn one_cut_is_not_enough_and_a_session_starts_the_count_anew() {
+        let all = view(&[]);
+        let mut agreement = after("a", 1..2, [1, 2, 1]);
+        assert!(partners(&agreement, "a", &all).is_empty());
+        agreement = after("a", 1..3, [1, 2, 1]);
+        agreement.on_session_begin(tag("b"), P);
+        assert!(partners(&agreement, "a", &all).is_empty());
+        agreement.on_session_end(tag("b"), P, Epoch(4));
+        for (cut, is_due) in [(3, false), (4, false), (5, true)] {
+            agreement.on_own(&sheet(cut, 1));
+            agreement.on_peer(tag("b"), &sheet(cut, 2));
+            assert!(agreement.compare(tag("a"), &all));
+            assert_eq!(
+                !partners(&agreement, "a", &all).is_empty(),
+                is_due,
+                "cut {cut}"
+            );
+        }
+        agreement.on_own(&sheet(6, 3));
+        agreement.on_peer(tag("b"), &sheet(6, 3));
+        agreement.compare(tag("a"), &all);
+        assert!(partners(&agreement, "a", &all).is_empty());
+        assert_eq!((agreement.agreements, agreement.agreement_rounds), (1, 4));
+    }
+
+    #[test]
+    fn only_those_that_can_be_reached_are_met_and_others_take_over() {
+        let agreement = after("b", 1..3, [1, 1, 2]);
+        assert!(
+            partners(&agreement, "b", &view(&[])).is_empty(),
+            "a does it"
+        );
+        assert_eq!(partners(&agreement, "b", &view(&["a"])), [tag("c")]);
+        assert!(partners(&agreement, "b", &view(&["a", "c"])).is_empty());
+        // Whoever should have, has not, for long.
+        let agreement = after("c", 1..8, [1, 1, 2]);
+        assert_eq!(partners(&agreement, "c", &view(&[])), [tag("a"), tag("b")]);
+    }
+
+    #[test]
+    fn different_cuts_and_different_ages_are_not_compared() {
+        let mut agreement = Agreement::default();
+        agreement.on_own(&sheet(5, 1));
+        agreement.on_peer(tag("b"), &sheet(6, 2));
+        assert!(!agreement.compare(tag("a"), &view(&[])));
+        // A clock that was set back by an hour.
+        agreement.on_own(&sheet(1_000, 1));
+        agreement.on_own(&sheet(100, 1));
+        agreement.on_peer(tag("b"), &sheet(100, 1));
+        assert!(agreement.compare(tag("a"), &view(&[])));
+        let other = Sheet {
+            tombstone_age_ms: 8,
+            ..(*sheet(101, 1)).clone()
+        };
+        agreement.on_own(&sheet(101, 1));
+        agreement.on_peer(tag("b"), &Arc::new(other));
+        assert!(!agreement.compare(tag("a"), &view(&[])));
+        assert!(agreement.with(tag("b")).has_other_age);
+    }
+
+    #[test]
+    fn unanimity_takes_all_homes_for_a_minute() {
+        let all = view(&[]);
+        let is_unanimous =
+            |agreement: &Agreement, view: &View| agreement.is_unanimous(tag("a"), P, view);
+        assert!(!is_unanimous(&after("a", 1..10, [1, 1, 1]), &all));
+        let agreement = after("a", 1..20, [1, 1, 1]);
+        assert!(is_unanimous(&agreement, &all));
+        assert!(!is_unanimous(&agreement, &view(&["c"])));
+        assert!(!is_unanimous(&after("a", 1..20, [1, 1, 2]), &all));
+        // What was told long ago says nothing of now.
+        let mut agreement = agreement;
+        for cut in 20..24 {
+            agreement.on_own(&sheet(cut, 1));
+            agreement.on_peer(tag("b"), &sheet(cut, 1));
+            agreement.compare(tag("a"), &all);
+        }
+        assert!(!is_unanimous(&agreement, &all));
+    }
+}

@@ -105,6 +105,8 @@ pub struct AntiEntropy {
     parts: Parts,
     pace: Pace,
     agreement: Mutex<Agreement>,
+    /// What is to be reconciled with whom, as of the last comparison of digests.
+    due: Mutex<BTreeMap<NodeTag, BTreeSet<PartitionId>>>,
     /// What an administrator wants compared, whatever the digests say.
     wanted: Mutex<VecDeque<(NodeTag, PartitionId)>>,
     /// How many of those are under way.
@@ -165,6 +167,7 @@ impl AntiEntropy {
             pace: Pace::new(parts.config.bytes_per_s),
             parts,
             agreement: Mutex::default(),
+            due: Mutex::default(),
             wanted: Mutex::default(),
             wanted_running: AtomicUsize::new(0),
             wake: Notify::new(),
@@ -284,11 +287,13 @@ impl AntiEntropy {
         for (peer, sheet) in self.parts.gossip.heard() {
             agreement.on_peer(peer, &sheet);
         }
-        agreement.compare(self.parts.self_tag, view);
-        let has_due = !agreement.due(self.parts.self_tag, view).is_empty();
-        drop(agreement);
-        if has_due {
-            self.wake.notify_one();
+        if agreement.compare(self.parts.self_tag, view) {
+            let due = agreement.due(self.parts.self_tag, view);
+            let has_due = !due.is_empty();
+            *lock(&self.due) = due;
+            if has_due {
+                self.wake.notify_one();
+            }
         }
     }
 
@@ -435,17 +440,18 @@ impl AntiEntropy {
         }
     }
 
-    /// With whom to reconcile what next, and whether an administrator wants it.
+    /// With whom to reconcile what next, and whether an administrator wants it. That counts as begun.
     fn next(&self) -> Option<(NodeTag, Vec<PartitionId>, bool)> {
         let view = Arc::clone(&self.parts.view.borrow());
         let now = self.parts.env.clock.monotonic();
-        let due = lock(&self.agreement).due(self.parts.self_tag, &view);
+        let mut agreement = lock(&self.agreement);
+        let mut due = lock(&self.due);
         let mut wanted = lock(&self.wanted);
         let mut peers = lock(&self.peers);
         for progress in peers.values_mut() {
             progress.queued = 0;
         }
-        for (peer, partitions) in &due {
+        for (peer, partitions) in &*due {
             peers.entry(*peer).or_default().queued += partitions.len();
         }
         for (peer, _) in &*wanted {
@@ -460,10 +466,18 @@ impl AntiEntropy {
         }
         let is_free = |peer: &NodeTag| {
             let not_before = peers.get(peer).and_then(|progress| progress.not_before);
-            not_before.is_none_or(|at| at <= now)
+            let is_reachable = view.member(*peer).is_some_and(|member| member.reachable);
+            is_reachable && not_before.is_none_or(|at| at <= now)
         };
-        let (peer, partitions) = due.into_iter().find(|(peer, _)| is_free(peer))?;
-        Some((peer, batch(partitions), false))
+        let mut waiting = due.iter_mut();
+        let (&peer, partitions) =
+            waiting.find(|(peer, partitions)| is_free(peer) && !partitions.is_empty())?;
+        let batch = batch(partitions.iter().copied());
+        for partition in &batch {
+            partitions.remove(partition);
+            agreement.on_session_begin(peer, *partition);
+        }
+        Some((peer, batch, false))
     }
 }
 
