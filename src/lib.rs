@@ -5,14 +5,14 @@
 //! ```text
 //! F0  model     keys and their hash, hybrid logical clock, versions, records and their merge law
 //! F1  ring      partitions, placement, the immutable View, the member table        pure
-//!     digest    in what two replicas differ: rateless set reconciliation           pure
+//!     digest    what replicas tell of their partitions; rateless set reconciliation pure
 //!     store     records by partition and key, TTL, counters; `now` passed in       pure
 //!     wire      peer messages, size limits, protocol version                       pure
 //!     resp      RESP2/3 parse and encode, Command, Reply                           pure
-//! F2  protocol  one small state machine an operation, hints; how fresh reads are   pure
+//! F2  protocol  one small state machine an operation; hints, agreement, freshness  pure
 //! F3  env       the only doors to time, chance, threads and files
 //! F4  net       QUIC endpoint, identity, lanes, trait Transport, gossip messages
-//! F5  node      coordinator, replica, membership, catch_up, handoff, staleness, sweeper
+//! F5  node      coordinator, replica, membership, catch_up, handoff, anti_entropy, sweeper
 //! F6  front     the doors: RESP, peers, HTTP, admin socket
 //! F7  config    one file of settings, with defaults, checks and messages
 //! F8  cli       subcommands
