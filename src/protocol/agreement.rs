@@ -110,8 +110,9 @@ impl Agreement {
             if peer.compared == Some(ours.cut) {
                 continue;
             }
-            let is_next = |before: Epoch| (before.0..=before.0 + BREAK_MIN).contains(&ours.cut.0);
-            if !peer.compared.is_some_and(is_next) {
+            // One of the last few cuts, however far apart those are.
+            let is_recent = |before: Epoch| self.own.0.contains_key(&before);
+            if !peer.compared.is_some_and(is_recent) {
                 peer.since = ours.cut;
             }
             peer.compared = Some(ours.cut);
@@ -269,8 +270,6 @@ const KEPT: usize = 4;
 const ROUNDS_MIN: u32 = 2;
 /// Fifteen cuts, a minute: longer than what ends soon is left out before it does.
 const STEADY: u64 = 15;
-/// Fewer cuts than this between two comparisons are no break.
-const BREAK_MIN: u64 = 32;
 /// From then on anybody begins who sees the difference.
 const ROUNDS_PATIENCE: u32 = 6;
 
@@ -430,6 +429,16 @@ mod tests {
         assert!(is_unanimous(&agreement, &all));
         assert!(!is_unanimous(&agreement, &view(&["c"])));
         assert!(!is_unanimous(&after("a", 1..20, [1, 1, 2]), &all));
+        // However rarely digests are told.
+        let mut rarely = Agreement::default();
+        for cut in [900, 1_800, 2_700] {
+            rarely.on_own(&sheet(cut, 1));
+            for peer in ["b", "c"] {
+                rarely.on_peer(tag(peer), &sheet(cut, 1));
+            }
+            rarely.compare(tag("a"), &all);
+            assert_eq!(is_unanimous(&rarely, &all), cut > 900);
+        }
         // What was told long ago says nothing of now.
         let mut agreement = agreement;
         for cut in 20..24 {
