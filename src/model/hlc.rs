@@ -46,6 +46,12 @@ impl Epoch {
         Self(moment.0 >> EPOCH_BITS)
     }
 
+    /// Its first moment.
+    #[must_use]
+    pub const fn begin(self) -> Millis {
+        Millis(self.0 << EPOCH_BITS)
+    }
+
     /// The first moment after it.
     #[must_use]
     pub const fn end(self) -> Millis {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 
 use super::digests::{Digests, GROUP, Share};
-use super::{Group, Held, Store, due, earlier, group_of, place_in_group, table_hash};
+use super::{Due, Group, Held, Store, group_of, place_in_group, table_hash};
 use crate::model::{Digest, Epoch, HashedKey, Millis, PartitionId, RecordRef};
 
 /// The state of each key: its hash, and a hash of what is held of it.
@@ -49,10 +49,10 @@ impl Store {
 
     /// Moves a group's digests to a cut, which the clock has passed, and frees the records whose
     /// time is over at `now`.
-    pub fn roll(&self, group: u16, cut: Epoch, now: Millis) -> Rolled {
+    pub fn roll(&self, number: u16, cut: Epoch, now: Millis) -> Rolled {
         self.cut.store(cut.0, Ordering::Relaxed);
         let mut rolled = Rolled::default();
-        let Some(mut group) = self.groups.get_mut(&group) else {
+        let Some(mut group) = self.groups.get_mut(&number) else {
             return rolled;
         };
         let group = &mut *group;
@@ -63,11 +63,15 @@ impl Store {
             return rolled;
         }
         group.digests.advance(cut);
-        if group.next_due.is_none_or(|due| due > now.max(cut.end())) {
+        // Freeing is not urgent: a group takes its turn, so that not all are looked through at once.
+        let is_turn = (cut.0 + u64::from(number)).is_multiple_of(FREE_EPOCHS);
+        let has_to_free = is_turn && group.due.free.is_some_and(|due| due <= now);
+        let has_to_leave_out = group.due.leave_out.is_some_and(|due| due <= cut.end());
+        if !has_to_free && !has_to_leave_out {
             return rolled;
         }
         let cut = group.digests.cut();
-        group.next_due = None;
+        group.due = Due::default();
         group.table.retain(|place| {
             let packed = group.slab.get(*place);
             let record = packed.record();
@@ -80,7 +84,7 @@ impl Store {
             group.digests.leave_out(at, share, before);
             if record.value.is_none() {
                 group.has_aged |= !share.is_counted(cut);
-                group.next_due = earlier(group.next_due, due(share, record, cut));
+                group.due.note(share, record, cut);
                 return true;
             }
             if record.covers && record.is_expired(cut.end()) {
@@ -93,7 +97,7 @@ impl Store {
                 *place = group.slab.replace(*place, tombstone);
                 group.digests.change(at, Some(share), share_after);
                 group.has_aged |= !share_after.is_counted(cut);
-                group.next_due = earlier(group.next_due, due(share_after, tombstone, cut));
+                group.due.note(share_after, tombstone, cut);
                 rolled.freed += 1;
                 return true;
             }
@@ -103,7 +107,7 @@ impl Store {
                 rolled.freed += 1;
                 return false;
             }
-            group.next_due = earlier(group.next_due, due(share, record, cut));
+            group.due.note(share, record, cut);
             true
         });
         self.tidy(group);
@@ -306,7 +310,7 @@ impl Store {
             let record = packed.record();
             let (at, share) = self.share_of(packed.key(), record);
             group.digests.change(at, None, share);
-            group.next_due = earlier(group.next_due, due(share, record, cut));
+            group.due.note(share, record, cut);
         }
     }
 
@@ -325,3 +329,6 @@ impl Store {
         self.compact(table, slab);
     }
 }
+
+/// Expired records take memory for this many epochs, twelve seconds, at most. They are never shown.
+const FREE_EPOCHS: u64 = 3;

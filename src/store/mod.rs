@@ -126,7 +126,7 @@ impl Store {
         let Group {
             table,
             slab,
-            next_due,
+            due,
             digests,
             has_aged,
         } = &mut *group;
@@ -180,7 +180,7 @@ impl Store {
             }
         };
         if let Some(share) = share {
-            *next_due = earlier(*next_due, due(share, record, digests.cut()));
+            due.note(share, record, digests.cut());
             *has_aged |= record.value.is_none() && !share.is_counted(digests.cut());
         }
         self.compact(table, slab);
@@ -226,7 +226,7 @@ impl Store {
         let Group {
             table,
             slab,
-            next_due,
+            due,
             digests,
             ..
         } = &mut *group;
@@ -262,7 +262,7 @@ impl Store {
             digests.change(place_in_group(key.partition), Some(share_before), share);
             self.count(before, Held::new(key.bytes, changed));
             now_held = Summary::of(changed);
-            *next_due = earlier(*next_due, due(share, changed, digests.cut()));
+            due.note(share, changed, digests.cut());
             self.compact(table, slab);
         }
         ExpiryChange::Done {
@@ -294,7 +294,7 @@ impl Store {
             (None, _) => Some(written.saturating_add(self.limits.tombstone_age)),
             // A tombstone will stay in its place: it is counted like one from the first moment on.
             (Some(_), Some(_)) if record.covers => None,
-            (Some(_), Some(at)) => Some(Millis(at.0.saturating_sub(ENDS_SOON_MS))),
+            (Some(_), Some(at)) => Some(left_out_from(at, self.partition_of(key_hash))),
             (Some(_), None) => None,
         };
         Share {
@@ -435,13 +435,21 @@ fn covers(newer: RecordRef<'_>, older: RecordRef<'_>) -> bool {
     newer.covers || older.covers || older.value.is_none() || outlasts
 }
 
-/// When something has to be done about a record next.
-fn due(share: Share, record: RecordRef<'_>, cut: Epoch) -> Option<Millis> {
-    match record.value {
-        Some(_) if share.is_counted(cut) => earlier(share.until, record.expiry.at),
-        Some(_) => record.expiry.at,
-        None if share.is_counted(cut) => share.until,
-        None => None,
+/// Before these moments nothing has to be done about any record of a group.
+#[derive(Debug, Clone, Copy, Default)]
+struct Due {
+    /// The first cut that has to leave a record out.
+    leave_out: Option<Millis>,
+    /// The first end of a record.
+    free: Option<Millis>,
+}
+
+impl Due {
+    fn note(&mut self, share: Share, record: RecordRef<'_>, cut: Epoch) {
+        if share.is_counted(cut) {
+            self.leave_out = earlier(self.leave_out, share.until);
+        }
+        self.free = earlier(self.free, record.expiry.at);
     }
 }
 
@@ -450,8 +458,7 @@ fn due(share: Share, record: RecordRef<'_>, cut: Epoch) -> Option<Millis> {
 struct Group {
     table: HashTable<Place>,
     slab: Slab,
-    /// Nothing has to be done about any record before this moment.
-    next_due: Option<Millis>,
+    due: Due,
     digests: Digests,
     /// There may be tombstones that are old enough to be purged.
     has_aged: bool,
@@ -462,7 +469,7 @@ impl Group {
         Self {
             table: HashTable::new(),
             slab: Slab::default(),
-            next_due: None,
+            due: Due::default(),
             digests: Digests::new(cut),
             has_aged: false,
         }
@@ -488,6 +495,15 @@ fn earlier(a: Option<Millis>, b: Option<Millis>) -> Option<Millis> {
         (Some(a), Some(b)) => Some(a.min(b)),
         (a, b) => a.or(b),
     }
+}
+
+/// The first moment whose cut leaves out what ends then. All records of a group are left out at the same
+/// few cuts, so that it is looked through once in eight epochs and not at each; groups take turns.
+fn left_out_from(end: Millis, partition: PartitionId) -> Millis {
+    let soon = Epoch::of(Millis(end.0.saturating_sub(ENDS_SOON_MS))).0;
+    let turn = u64::from(group_of(partition)) % LEAVE_OUT_EPOCHS;
+    let round = (soon + turn) / LEAVE_OUT_EPOCHS * LEAVE_OUT_EPOCHS;
+    Epoch(round.saturating_sub(turn)).begin()
 }
 
 const fn group_of(partition: PartitionId) -> u16 {
@@ -524,9 +540,10 @@ impl Hasher for GroupHasher {
     }
 }
 
-/// What ends within this time from a cut on is not worth a repair, and digests leave it out: longer
-/// than a cut is behind the clock.
-const ENDS_SOON_MS: u64 = 30_000;
+/// What ends within this time from a cut on, or a round of epochs longer, is not worth a repair, and
+/// digests leave it out: longer than a cut is behind the clock.
+const ENDS_SOON_MS: u64 = 25_000;
+const LEAVE_OUT_EPOCHS: u64 = 8;
 
 #[cfg(test)]
 mod tests;

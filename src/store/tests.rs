@@ -259,8 +259,8 @@ fn what_ends_soon_is_not_counted_whenever_it_is_swept() {
         assert!(store.states(k.partition, Epoch(25)).is_empty());
     }
     // One sweeps by a clock that is ahead.
-    assert_eq!(one.roll(0, Epoch(26), Millis(ends)).freed, 1);
-    assert_eq!(roll(&other, 26).freed, 0);
+    assert_eq!(one.roll(0, Epoch(27), Millis(ends)).freed, 1);
+    assert_eq!(roll(&other, 27).freed, 0);
     assert_eq!(one.digest(k.partition), other.digest(k.partition));
     assert_eq!((one.keys(), other.keys()), (0, 1));
 }
@@ -282,7 +282,7 @@ fn what_ends_before_the_state_it_replaced_leaves_a_tombstone() {
         roll(&store, 3);
         let digest = store.digest(k.partition);
         assert_ne!(digest, Digest::default(), "it is counted to its end");
-        assert_eq!(roll(&store, 8).freed, 1);
+        assert_eq!(roll(&store, 9).freed, 1);
         assert_eq!((store.keys(), store.tombstones()), (0, 1));
         assert_eq!(store.digest(k.partition), digest, "the end changes nothing");
         // A replica that missed the second write cannot bring the first one back.
@@ -295,8 +295,8 @@ fn what_ends_before_the_state_it_replaced_leaves_a_tombstone() {
             covers: false,
             ..short.clone()
         };
-        store.apply(k, (&late).into(), Millis(epoch(9)));
-        roll(&store, 10);
+        store.apply(k, (&late).into(), Millis(epoch(10)));
+        roll(&store, 12);
         assert_eq!((store.keys(), store.tombstones()), (0, 1));
     }
     // One that outlasts what it replaced leaves nothing.
@@ -306,7 +306,7 @@ fn what_ends_before_the_state_it_replaced_leaves_a_tombstone() {
         let record = Record::value(at(epoch(written)), Some(Millis(epoch(ends))), Bytes::new());
         store.apply(k, (&record).into(), NOW);
     }
-    roll(&store, 8);
+    roll(&store, 9);
     assert_eq!((store.keys(), store.tombstones()), (0, 0));
 }
 
