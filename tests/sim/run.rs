@@ -62,6 +62,12 @@ impl Setting {
         self.is_sloppy && self.level == Level::Quorum
     }
 
+    /// See [`World::grain`]. Breakages are so much worse that it makes no difference to them.
+    fn grain(&self, quorum: Quorum) -> Duration {
+        let is_ordered_by_clocks = quorum.w() == 1 && self.breakage.is_none();
+        Duration::from_millis(if is_ordered_by_clocks { 2 } else { 0 })
+    }
+
     fn plan(&self, seed: u64) -> Plan {
         Plan {
             quorum: match self.breakage {
@@ -314,7 +320,7 @@ async fn simulate(seed: u64, setting: Setting) -> Report {
         values: Arc::default(),
         level: setting.level,
         is_sloppy: setting.is_sloppy,
-        grain: Duration::from_millis(if quorum.w() == 1 { 2 } else { 0 }),
+        grain: setting.grain(quorum),
         started,
     };
     for _ in 0..300 {
