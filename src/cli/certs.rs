@@ -12,7 +12,7 @@ use serde::Serialize;
 use crate::model::{Millis, NodeId};
 use crate::net::{
     AuthorityError, CertificateAuthority, CertificateFacts, DAYS_MAX, Existing, Holder, Identity,
-    IssuedFiles, PemFileError, Role, utc_text,
+    IssuedFiles, PemFileError, Role, load_chain, utc_text,
 };
 
 /// Make, issue and show certificates.
@@ -26,10 +26,24 @@ pub struct CertsArgs {
 #[derive(Debug, Subcommand)]
 enum CertsCommand {
     /// Make the private certificate authority of a new cluster (ca.pem, ca.key)
+    #[command(after_help = "Examples:\n  quorate certs init --cluster blue\n  \
+        quorate certs init --dir /root/blue-ca --cluster blue --days 7300")]
     Init(InitArgs),
     /// Issue a certificate and its key to a node, a client or an admin (NAME.pem, NAME.key)
+    #[command(after_help = "Examples:\n  quorate certs issue --node cache-1\n  \
+        quorate certs issue --node cache-1 --force --days 90\n  \
+        quorate certs issue --admin ops --out ~/.quorate")]
     Issue(IssueArgs),
+    /// Take certificates back: adds them to the authority's revocation list (ca.crl)
+    #[command(
+        after_help = "Copy ca.crl to every node, as crl_file: nodes read it again by themselves, \
+        and cut off whoever it names.\n\nExamples:\n  quorate certs revoke certs/node-2.pem\n  \
+        quorate certs revoke --dir certs   (renews the list's date, adds nothing)"
+    )]
+    Revoke(RevokeArgs),
     /// Show whom certificates are for and how long they last
+    #[command(after_help = "Examples:\n  quorate certs show\n  \
+        quorate certs show --json /etc/quorate/cache-1.pem")]
     Show(ShowArgs),
 }
 
@@ -68,6 +82,19 @@ struct IssueArgs {
 }
 
 #[derive(Debug, Args)]
+struct RevokeArgs {
+    /// The certificates
+    #[arg(value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// Where the authority is, and its list
+    #[arg(long, value_name = "DIR", default_value = DIR)]
+    dir: PathBuf,
+    /// After how many days the list should be written anew; it counts on after that
+    #[arg(long, default_value_t = 365, value_parser = value_parser!(u32).range(1..=i64::from(DAYS_MAX)))]
+    days: u32,
+}
+
+#[derive(Debug, Args)]
 #[group(required = true, multiple = false)]
 struct Who {
     /// A member of the ring
@@ -102,8 +129,36 @@ pub fn run(args: &CertsArgs, now: Millis, out: &mut dyn Write) -> anyhow::Result
     match &args.command {
         CertsCommand::Init(args) => init(args, now, out),
         CertsCommand::Issue(args) => issue(args, now, out),
+        CertsCommand::Revoke(args) => revoke(args, now, out),
         CertsCommand::Show(args) => show(args, now, out),
     }
+}
+
+fn revoke(args: &RevokeArgs, now: Millis, out: &mut dyn Write) -> anyhow::Result<()> {
+    let authority = load(&args.dir)?;
+    let mut certificates = Vec::new();
+    for file in &args.files {
+        // The holder's own is the first; others are those between it and the authority.
+        let chain = load_chain(file)?;
+        let first = chain.first().context("a file without a certificate")?;
+        certificates.push((file, first.clone()));
+    }
+    let ders: Vec<&[u8]> = certificates.iter().map(|(_, der)| der.as_ref()).collect();
+    let path = authority.revoke(&ders, &args.dir, args.days, now)?;
+    for (file, der) in &certificates {
+        let who = CertificateFacts::from_der(der)?.holder;
+        let who = match who {
+            Holder::Member(identity) => identity.to_string(),
+            Holder::Authority { .. } => "an authority".to_owned(),
+        };
+        writeln!(out, "Took back {who} ({})", file.display())?;
+    }
+    writeln!(
+        out,
+        "{}  copy it to every node, as crl_file: they cut off whoever it names",
+        path.display()
+    )?;
+    Ok(())
 }
 
 fn init(args: &InitArgs, now: Millis, out: &mut dyn Write) -> anyhow::Result<()> {
@@ -355,6 +410,7 @@ Examples:
   quorate certs issue --node node-0          certs/node-0.pem and certs/node-0.key
   quorate certs issue --node node-0 --force  the same anew, before it expires
   quorate certs issue --client app --out .   a certificate for an application
+  quorate certs revoke certs/node-0.pem      take it back (ca.crl)
   quorate certs show                         all of ./certs
   quorate certs show --json node-0.pem       one, for a script";
 

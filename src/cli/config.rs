@@ -42,6 +42,12 @@ pub fn run(command: &ConfigCommand, out: &mut dyn Write) -> anyhow::Result<()> {
                 writeln!(out, "warning: {warning}")?;
             }
             writeln!(out, "{}: the configuration is good", args.file.display())?;
+            writeln!(
+                out,
+                "these keys change on SIGHUP (systemctl reload quorate), all others with a \
+                 restart: {}",
+                Settings::reloadable().join(", ")
+            )?;
         }
     }
     Ok(())

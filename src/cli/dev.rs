@@ -12,7 +12,8 @@ use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::ring::{ask, print_ring};
+use super::admin::ask_socket;
+use super::ring::print_ring;
 use crate::config::{Checked, Settings, Sources};
 use crate::env::{Clock, SystemClock};
 use crate::front::admin::{AdminReply, AdminRequest};
@@ -235,7 +236,7 @@ fn write_cluster_file(dir: &Path, running: &[Running]) -> anyhow::Result<()> {
             resp: shown(settings.resp_listen),
             quic: settings.quic_listen.to_string(),
             http: shown(settings.http_listen),
-            socket: settings.admin_socket(),
+            socket: settings.admin_socket(None),
             config: planned.dir.join("quorate.toml"),
         }
     });
@@ -286,7 +287,10 @@ async fn wait_until_met(running: &mut [Running]) -> anyhow::Result<RingStatus> {
 }
 
 fn seen_by(planned: &Planned) -> Option<RingStatus> {
-    match ask(&planned.settings.admin_socket(), &AdminRequest::RingStatus) {
+    match ask_socket(
+        &planned.settings.admin_socket(None),
+        &AdminRequest::RingStatus,
+    ) {
         Ok(AdminReply::RingStatus(ring)) => Some(ring),
         // Not open yet: it is asked again.
         Ok(_) | Err(_) => None,

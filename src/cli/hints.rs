@@ -5,7 +5,8 @@ use std::io::Write;
 use anyhow::bail;
 use clap::{Args, Subcommand};
 
-use super::ring::{AdminArgs, ask, repeat};
+use super::admin::AdminArgs;
+use super::ring::repeat;
 use super::table::{Table, bytes, duration};
 use crate::front::admin::{AdminReply, AdminRequest};
 use crate::node::handoff::{HintsReport, HomeHints};
@@ -65,7 +66,7 @@ pub fn run(args: &HintsArgs, out: &mut dyn Write) -> anyhow::Result<()> {
 }
 
 fn report(admin: &AdminArgs) -> anyhow::Result<HintsReport> {
-    match ask(&admin.socket, &AdminRequest::Hints)? {
+    match admin.ask(&AdminRequest::Hints)? {
         AdminReply::Hints(report) => Ok(report),
         _ => bail!("the node gave an answer of another kind: it is of another version"),
     }
@@ -188,7 +189,7 @@ fn drop_hints(args: &DropArgs, out: &mut dyn Write) -> anyhow::Result<()> {
 }
 
 fn count(admin: &AdminArgs, request: &AdminRequest) -> anyhow::Result<u64> {
-    match ask(&admin.socket, request)? {
+    match admin.ask(request)? {
         AdminReply::HintsCount(count) => Ok(count),
         _ => bail!("the node gave an answer of another kind: it is of another version"),
     }

@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use anyhow::{bail, ensure};
 use clap::Args;
 
-use super::ring::{AdminArgs, ask};
+use super::admin::AdminArgs;
 use crate::front::admin::{AdminReply, AdminRequest};
 
 /// Arguments of `get`.
@@ -50,7 +50,7 @@ pub struct DelArgs {
 /// Prints the value of a key; fails when there is none.
 pub fn get(args: &GetArgs, out: &mut dyn Write) -> anyhow::Result<()> {
     let key = args.key.clone().into_bytes();
-    let AdminReply::Value(value) = ask(&args.admin.socket, &AdminRequest::Get { key })? else {
+    let AdminReply::Value(value) = args.admin.ask(&AdminRequest::Get { key })? else {
         bail!(OTHER_VERSION);
     };
     if args.admin.json {
@@ -90,7 +90,7 @@ pub fn set(args: &SetArgs, out: &mut dyn Write) -> anyhow::Result<()> {
         value,
         ttl_ms,
     };
-    let AdminReply::Written = ask(&args.admin.socket, &request)? else {
+    let AdminReply::Written = args.admin.ask(&request)? else {
         bail!(OTHER_VERSION)
     };
     if args.admin.json {
@@ -112,7 +112,7 @@ pub fn del(args: &DelArgs, out: &mut dyn Write) -> anyhow::Result<()> {
         let request = AdminRequest::Delete {
             key: key.clone().into_bytes(),
         };
-        let AdminReply::Deleted(existed) = ask(&args.admin.socket, &request)? else {
+        let AdminReply::Deleted(existed) = args.admin.ask(&request)? else {
             bail!(OTHER_VERSION);
         };
         deleted += u64::from(existed);

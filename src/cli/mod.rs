@@ -1,14 +1,20 @@
 //! Subcommands of `quorate`.
 
+pub mod admin;
 pub mod bench;
 pub mod certs;
 pub mod config;
 pub mod dev;
+pub mod doctor;
+pub mod generate;
+pub mod health;
 pub mod hints;
 pub mod kv;
+pub mod passwd;
 pub mod repair;
 pub mod ring;
 pub mod run;
+pub mod slowlog;
 mod table;
 
 use std::io::{self, IsTerminal, Write};
@@ -44,11 +50,21 @@ enum Command {
     Hints(hints::HintsArgs),
     /// Show how far a node's replicas agree with others; compare and repair them now.
     Repair(repair::RepairArgs),
+    /// Look for what is wrong with a node and its cluster, and say what to do.
+    Doctor(doctor::DoctorArgs),
+    /// Tell whether a node is alive, and ready.
+    Health(health::HealthArgs),
+    /// Tell the other nodes that this one is about to stop.
+    Drain(health::DrainArgs),
+    /// Show the requests that were slow or failed.
+    Slowlog(slowlog::SlowlogArgs),
     /// Make and show certificates.
     Certs(certs::CertsArgs),
     /// Show and check configuration.
     #[command(subcommand)]
     Config(config::ConfigCommand),
+    /// Hash a password for Redis clients.
+    Passwd(passwd::PasswdArgs),
     /// Measure the throughput and latency of a RESP server.
     Bench(Box<bench::BenchArgs>),
     /// Print the value of a key.
@@ -57,6 +73,10 @@ enum Command {
     Set(kv::SetArgs),
     /// Delete keys.
     Del(kv::DelArgs),
+    /// Print the completions for a shell.
+    Completions(generate::CompletionsArgs),
+    /// Write the manual pages.
+    Man(generate::ManArgs),
 }
 
 /// Runs the program with the arguments of the process.
@@ -70,6 +90,16 @@ pub fn main() -> ExitCode {
         Command::Ring(command) => ring::run(&command, out),
         Command::Hints(args) => hints::run(&args, out),
         Command::Repair(args) => repair::run(&args, out),
+        Command::Doctor(args) => doctor::run(&args, out),
+        Command::Health(args) => health::health(&args, out),
+        Command::Drain(args) => health::drain(&args, out),
+        Command::Slowlog(args) => slowlog::run(&args, out),
+        Command::Passwd(args) => passwd::run(&args, out),
+        Command::Completions(args) => {
+            generate::completions(&args, out);
+            Ok(())
+        }
+        Command::Man(args) => generate::man(&args, out),
         Command::Certs(args) => certs::run(&args, SystemClock.wall(), out),
         Command::Config(command) => config::run(&command, out),
         Command::Bench(args) => {

@@ -6,7 +6,8 @@ use std::time::Duration;
 use anyhow::bail;
 use clap::{Args, Subcommand};
 
-use super::ring::{AdminArgs, ask, repeat};
+use super::admin::AdminArgs;
+use super::ring::repeat;
 use super::table::{Table, bytes, duration};
 use crate::front::admin::{AdminReply, AdminRequest};
 use crate::node::anti_entropy::{PeerRepair, RepairReport};
@@ -66,7 +67,7 @@ pub fn run(args: &RepairArgs, out: &mut dyn Write) -> anyhow::Result<()> {
 }
 
 fn report(admin: &AdminArgs) -> anyhow::Result<RepairReport> {
-    match ask(&admin.socket, &AdminRequest::Repairs)? {
+    match admin.ask(&AdminRequest::Repairs)? {
         AdminReply::Repairs(report) => Ok(report),
         _ => bail!("the node gave an answer of another kind: it is of another version"),
     }
@@ -137,7 +138,7 @@ fn compare(args: &RunArgs, out: &mut dyn Write) -> anyhow::Result<()> {
         partition: args.partition,
         peer: args.peer.clone(),
     };
-    let AdminReply::RepairCount(count) = ask(&args.admin.socket, &request)? else {
+    let AdminReply::RepairCount(count) = args.admin.ask(&request)? else {
         bail!("the node gave an answer of another kind: it is of another version");
     };
     let is_shown = !args.admin.json && std::io::stderr().is_terminal();

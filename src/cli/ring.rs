@@ -1,17 +1,17 @@
 //! `quorate ring`: the ring as a node sees it, asked through its admin socket.
 
 use std::io::{IsTerminal, Write};
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use clap::{Args, Subcommand};
 
+use super::admin::AdminArgs;
 use super::table::{Table, bytes, duration};
-use crate::front::admin::{self, AdminReply, AdminRequest};
+use crate::front::admin::{AdminReply, AdminRequest};
+use crate::front::certificates::WARN_DAYS;
 use crate::node::staleness::StalenessReport;
-use crate::node::status::RingStatus;
+use crate::node::status::{NodeRow, RingStatus};
 
 /// Show the ring.
 #[derive(Debug, Subcommand)]
@@ -53,17 +53,6 @@ pub struct OwnersArgs {
     admin: AdminArgs,
 }
 
-/// How to reach the node and how to print.
-#[derive(Debug, Args)]
-pub struct AdminArgs {
-    /// The node's admin socket.
-    #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET)]
-    pub(super) socket: PathBuf,
-    /// Print one JSON document.
-    #[arg(long)]
-    pub(super) json: bool,
-}
-
 /// Runs the subcommand.
 pub fn run(command: &RingCommand, out: &mut dyn Write) -> anyhow::Result<()> {
     match command {
@@ -99,7 +88,7 @@ pub(super) fn repeat(
 }
 
 fn status(args: &AdminArgs, out: &mut dyn Write) -> anyhow::Result<()> {
-    let AdminReply::RingStatus(ring) = ask(&args.socket, &AdminRequest::RingStatus)? else {
+    let AdminReply::RingStatus(ring) = args.ask(&AdminRequest::RingStatus)? else {
         bail!("the node gave an answer of another kind: it is of another version");
     };
     if args.json {
@@ -110,7 +99,7 @@ fn status(args: &AdminArgs, out: &mut dyn Write) -> anyhow::Result<()> {
 }
 
 fn staleness(args: &AdminArgs, out: &mut dyn Write) -> anyhow::Result<()> {
-    let AdminReply::RingStaleness(report) = ask(&args.socket, &AdminRequest::RingStaleness)? else {
+    let AdminReply::RingStaleness(report) = args.ask(&AdminRequest::RingStaleness)? else {
         bail!("the node gave an answer of another kind: it is of another version");
     };
     if args.json {
@@ -174,7 +163,7 @@ fn owners(args: &OwnersArgs, out: &mut dyn Write) -> anyhow::Result<()> {
     let request = AdminRequest::RingOwners {
         key: args.key.clone(),
     };
-    let AdminReply::RingOwners(owners) = ask(&args.admin.socket, &request)? else {
+    let AdminReply::RingOwners(owners) = args.admin.ask(&request)? else {
         bail!("the node gave an answer of another kind: it is of another version");
     };
     if args.admin.json {
@@ -200,6 +189,7 @@ pub(super) fn print_ring(ring: &RingStatus, out: &mut dyn Write) -> anyhow::Resu
         ring_version,
         balance,
         nodes,
+        refused,
     } = ring;
     writeln!(
         out,
@@ -215,9 +205,11 @@ pub(super) fn print_ring(ring: &RingStatus, out: &mut dyn Write) -> anyhow::Resu
         "QUIC",
         "RESP",
         "PARTITIONS",
+        "SHARE",
         "KEYS",
         "SIZE",
         "HINTS",
+        "CERT",
         "UPTIME",
         "VERSION",
     ]);
@@ -237,34 +229,35 @@ pub(super) fn print_ring(ring: &RingStatus, out: &mut dyn Write) -> anyhow::Resu
                 node.quic.clone(),
                 node.resp.clone(),
                 node.partitions.to_string(),
+                format!("{:.1} %", node.share * 100.0),
                 node.keys.to_string(),
                 bytes(node.bytes),
                 node.hints_held.to_string(),
+                certificate(node),
                 node.uptime_s.map_or_else(|| "-".to_owned(), duration),
                 node.version.clone(),
             ],
-            !node.reachable,
+            !node.reachable || node.certificate_days.is_some_and(|days| days < WARN_DAYS),
         );
     }
     table.print(out)?;
+    for refused in refused {
+        writeln!(
+            out,
+            "{} is kept out of the ring for other parameters: `{}` there, `{}` here",
+            refused.id, refused.theirs, refused.ours
+        )?;
+    }
     Ok(())
 }
 
-/// Asks a node through its admin socket.
-pub(super) fn ask(socket: &Path, request: &AdminRequest) -> anyhow::Result<AdminReply> {
-    let path = socket.display();
-    let stream = UnixStream::connect(socket).with_context(|| {
-        format!("cannot reach a node at {path}: is it running? name its socket with --socket")
-    })?;
-    stream.set_read_timeout(Some(ANSWER_MAX))?;
-    let answer = admin::ask(&stream, request);
-    match answer.with_context(|| format!("the node at {path} does not answer"))? {
-        AdminReply::Error(message) => bail!("{message}"),
-        reply => Ok(reply),
+/// How long a node's certificate lasts.
+fn certificate(node: &NodeRow) -> String {
+    match node.certificate_days {
+        None => "-".to_owned(),
+        Some(days) if days < 0 => "EXPIRED".to_owned(),
+        Some(days) => format!("{days}d"),
     }
 }
 
-/// Where a node that was installed as a service has it.
-const DEFAULT_SOCKET: &str = "/var/lib/quorate/admin.sock";
-const ANSWER_MAX: Duration = Duration::from_secs(5);
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);

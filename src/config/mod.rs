@@ -20,4 +20,4 @@ pub use problem::{ConfigErrors, Fault, Place, Problem, Warning};
 pub use settings::{Checked, Settings, TlsFiles};
 pub use source::Sources;
 pub use units::{ByteSize, UnitError};
-pub use value::{HintSync, HostPort, Keyspace, Replies, Role, SloppyKeyspace};
+pub use value::{HintSync, HostPort, Keyspace, LogFormat, Replies, Role, SloppyKeyspace};

@@ -1,6 +1,7 @@
 //! Configuration files as text.
 
 use super::problem::variable;
+use super::settings::is_reloadable;
 use super::table::{Key, Section};
 
 /// Every key with its default and what it does.
@@ -37,8 +38,13 @@ fn explained(key: &Key) -> String {
         }
         None => String::new(),
     };
+    let reload = if is_reloadable(key.name) {
+        " Changes with SIGHUP."
+    } else {
+        ""
+    };
     text.push_str(&format!(
-        "# Write {}{limits}; for example {} = {}. Environment: {}.\n",
+        "# Write {}{limits}; for example {} = {}. Environment: {}.{reload}\n",
         key.form,
         key.name,
         key.example,
@@ -57,6 +63,9 @@ const HEADER: &str = "\
 #
 # Durations are whole numbers with units: 250ms, 1s, 1h30m. Sizes are bytes, or have a unit:
 # 1048576, 64MiB, 16KB. Relative paths start from the directory in which the node is started.
+#
+# What changes with SIGHUP (`systemctl reload quorate`) does so without a restart; the rest needs
+# one. `quorate config check FILE` tells what is wrong with a file before a node reads it.
 ";
 
 const CHOSEN_HEADER: &str = "\

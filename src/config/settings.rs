@@ -10,7 +10,7 @@ use super::render;
 use super::source::{Given, Sources};
 use super::table::{Check, Key, Section, is_default, read, settings};
 use super::units::ByteSize;
-use super::value::{HintSync, HostPort, Keyspace, Replies, Role, SloppyKeyspace, Value};
+use super::value::{HintSync, HostPort, Keyspace, LogFormat, Replies, Role, SloppyKeyspace, Value};
 use crate::model::{Levels, NodeId, Quorum};
 
 settings! {
@@ -54,6 +54,10 @@ settings! {
         /// The private key that belongs to the certificate, PEM, readable by its owner only.
         /// Required.
         pub key_file: PathBuf = "", like "/etc/quorate/node-0.key";
+
+        /// Certificates that the authority has taken back, PEM: `quorate certs revoke` writes it.
+        /// Empty: none. The four files are read again on SIGHUP and when they change.
+        pub crl_file: Option<PathBuf> = "", like "/etc/quorate/ca.crl";
     }
 
     "Copies and quorums" {
@@ -128,8 +132,8 @@ settings! {
         /// A Unix socket for Redis clients of this machine; empty turns it off.
         pub resp_socket: Option<PathBuf> = "", like "/run/quorate/resp.sock";
 
-        /// A file whose first line is the password that clients must give (AUTH or HELLO). Empty:
-        /// no password. The password itself never stands in a configuration.
+        /// A file with the hash of the password that clients must give (AUTH or HELLO), as
+        /// `quorate passwd` prints it. Empty: no password.
         pub resp_password_file: Option<PathBuf> = "", like "/etc/quorate/resp.password";
 
         /// The certificate chain for TLS on `resp_listen`, PEM. Empty: no TLS.
@@ -160,8 +164,8 @@ settings! {
         /// it off.
         pub http_listen: Option<SocketAddr> = "127.0.0.1:7579", like "0.0.0.0:7579";
 
-        /// The Unix socket for `quorate ring` and the other commands. Empty: admin.sock in
-        /// `data_dir`.
+        /// The Unix socket for `quorate ring` and the other commands. Empty: admin.sock in the
+        /// `RUNTIME_DIRECTORY` of the environment, which systemd sets, or else in `data_dir`.
         admin_socket: Option<PathBuf> = "", like "/run/quorate/admin.sock";
 
         /// Other nodes to find the cluster by, names or addresses with their QUIC port. One that
@@ -201,6 +205,16 @@ settings! {
         /// What is logged: off, error, warn, info, debug or trace, or one for each part of the
         /// program, with commas.
         pub log: String = "info", like "warn,quorate::node=debug", check check::log_filter;
+
+        /// "text": a line an event, for people. "json": an object an event, for collectors.
+        pub log_format: LogFormat = "text", like "json";
+
+        /// Requests that took longer are kept for `quorate slowlog`, the last thousand of them;
+        /// those that failed are kept in any case.
+        pub slowlog_threshold: Duration = "100ms", like "10ms", within "0ms" to "1h";
+
+        /// Whether `quorate slowlog` shows keys. Without, it shows their partition only.
+        pub slowlog_keys: bool = false, like true;
     }
 }
 
@@ -264,11 +278,38 @@ impl Settings {
         self.quic_advertise.unwrap_or(self.quic_listen)
     }
 
-    /// The Unix socket for the commands of an administrator.
+    /// The Unix socket for the commands of an administrator. `runtime_dir` is what the
+    /// environment names as `RUNTIME_DIRECTORY`.
     #[must_use]
-    pub fn admin_socket(&self) -> PathBuf {
-        let in_data_dir = || self.data_dir.join("admin.sock");
-        self.admin_socket.clone().unwrap_or_else(in_data_dir)
+    pub fn admin_socket(&self, runtime_dir: Option<&Path>) -> PathBuf {
+        let beside = || runtime_dir.unwrap_or(&self.data_dir).join("admin.sock");
+        self.admin_socket.clone().unwrap_or_else(beside)
+    }
+
+    /// The keys whose values differ, each with whether it can change while the node runs.
+    #[must_use]
+    pub fn changes(&self, other: &Self) -> Vec<(&'static str, bool)> {
+        let (ours, theirs) = (self.all(), other.all());
+        let pairs = ours.into_iter().zip(theirs);
+        pairs
+            .filter(|(our, their)| our != their)
+            .map(|((key, _), _)| (key, is_reloadable(key)))
+            .collect()
+    }
+
+    /// The keys that can change while the node runs, on SIGHUP, in the order of the table.
+    #[must_use]
+    pub fn reloadable() -> Vec<&'static str> {
+        let names = SECTIONS.iter().flat_map(|section| section.keys);
+        names
+            .map(|key| key.name)
+            .filter(|name| is_reloadable(name))
+            .collect()
+    }
+
+    /// Takes over from other settings what can change while the node runs.
+    pub fn reload(&mut self, from: &Self) {
+        self.take_reloadable(from);
     }
 
     /// The certificate and key for TLS on `resp_listen`; `None` for no TLS.
@@ -286,3 +327,32 @@ impl Settings {
         (!self.client_timeout.is_zero()).then_some(self.client_timeout)
     }
 }
+
+/// Whether a key can change while the node runs. All others are part of what was set up at the
+/// start, or must be the same on every node.
+pub(super) fn is_reloadable(key: &str) -> bool {
+    RELOADABLE.contains(&key)
+}
+
+pub(super) const RELOADABLE: [&str; 20] = [
+    "ca_file",
+    "cert_file",
+    "key_file",
+    "crl_file",
+    "resp_level",
+    "resp_socket_level",
+    "keyspace_levels",
+    "sloppy",
+    "keyspace_sloppy",
+    "hint_replay_bytes_per_s",
+    "repair_bytes_per_s",
+    "resp_password_file",
+    "resp_tls_cert",
+    "resp_tls_key",
+    "connections_max",
+    "client_timeout",
+    "unfinished_timeout",
+    "log",
+    "slowlog_threshold",
+    "slowlog_keys",
+];

@@ -99,6 +99,18 @@ macro_rules! settings {
                 } )+ )+
                 chosen
             }
+
+            /// Every key with its value as TOML.
+            pub(super) fn all(&self) -> Vec<(&'static str, String)> {
+                vec![ $( $( (stringify!($key), self.$key.to_toml()) ),+ ),+ ]
+            }
+
+            /// Takes over the keys that can change while a node runs.
+            pub(super) fn take_reloadable(&mut self, from: &Self) {
+                $( $( if is_reloadable(stringify!($key)) {
+                    self.$key = from.$key.clone();
+                } )+ )+
+            }
         }
     };
     (@row $(#[doc = $doc:literal])+ $key:ident: $type:ty = $default:tt, $like:tt

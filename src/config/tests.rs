@@ -72,7 +72,7 @@ fn the_default_text_is_the_defaults() {
     assert_eq!(settings.client_timeout(), None);
     assert_eq!(settings.quic_advertise(), settings.quic_listen);
     assert_eq!(
-        settings.admin_socket(),
+        settings.admin_socket(None),
         PathBuf::from("/var/lib/quorate/admin.sock")
     );
     assert_eq!(settings.resp_tls(), None);
@@ -162,7 +162,7 @@ fn values_are_written_naturally() {
     assert_eq!(settings.max_value_bytes, ByteSize(1 << 20));
     assert_eq!(settings.http_listen, None);
     assert_eq!(settings.client_timeout(), Some(Duration::from_secs(5_400)));
-    assert_eq!(settings.admin_socket(), PathBuf::from("a.sock"));
+    assert_eq!(settings.admin_socket(None), PathBuf::from("a.sock"));
     assert_eq!(settings.quic_advertise(), "[::1]:7".parse().unwrap());
     assert_eq!(settings.seeds.len(), 2);
 }
@@ -490,4 +490,22 @@ proptest! {
         sources.set.push(format!("{name}={value}"));
         drop(Settings::load(&sources));
     }
+}
+
+#[test]
+fn what_can_change_while_a_node_runs_is_told_apart() {
+    for name in super::settings::RELOADABLE {
+        assert!(keys().any(|key| key.name == name), "{name}");
+    }
+    let before = settings("");
+    let mut after = settings("n = 5\nlog = \"debug\"\nconnections_max = 7\n");
+    assert_eq!(
+        before.changes(&after),
+        [("n", false), ("connections_max", true), ("log", true)]
+    );
+    let mut reloaded = before.clone();
+    reloaded.reload(&after);
+    assert_eq!(reloaded.changes(&after), [("n", false)]);
+    after.reload(&before);
+    assert_eq!(before.changes(&after), [("n", false)]);
 }

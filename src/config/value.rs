@@ -71,6 +71,15 @@ impl Replies {
     }
 }
 
+/// How the log is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// For collectors.
+    Json,
+}
+
 /// What a node does in the ring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Role {
@@ -253,6 +262,25 @@ impl Value for bool {
 
     fn to_toml(&self) -> String {
         self.to_string()
+    }
+}
+
+impl Value for LogFormat {
+    const FORM: &'static str = "\"text\" or \"json\"";
+
+    fn parse(raw: &Raw) -> Result<Self, Refusal> {
+        match raw.text()? {
+            "text" => Ok(Self::Text),
+            "json" => Ok(Self::Json),
+            _ => Err(Refusal::Bad(format!("it must be {}", Self::FORM))),
+        }
+    }
+
+    fn to_toml(&self) -> String {
+        quote(match self {
+            Self::Text => "text",
+            Self::Json => "json",
+        })
     }
 }
 

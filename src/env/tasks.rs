@@ -35,6 +35,16 @@ impl Tasks {
         }));
     }
 
+    /// Runs what takes a processor for long on a thread of its own; `None` when it panicked or the
+    /// program ends. It cannot be stopped in the middle.
+    pub async fn compute<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Option<T> {
+        let working = tokio::task::spawn_blocking(work);
+        self.tracker.track_future(working).await.ok()
+    }
+
     /// A group that is stopped with this one, and can be stopped before it.
     #[must_use]
     pub fn child(&self) -> Self {

@@ -4,6 +4,7 @@
 
 use std::io::{self, Read, Write};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,14 +15,28 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
+use super::doctor::{Doctor, DoctorReport};
+use super::resp_server::{RespServer, SlowEntry};
 use super::unix::bind_unix;
 use crate::env::Env;
 use crate::model::{NodeId, NodeTag, PartitionId, check_key};
+use crate::net::{AdminAnswer, AdminService};
 use crate::node::anti_entropy::RepairReport;
 use crate::node::coordinator::{Action, Outcome, Request};
 use crate::node::handoff::HintsReport;
 use crate::node::staleness::StalenessReport;
 use crate::node::status::{KeyOwners, NodeStatus, RingStatus};
+
+/// What administrators are answered from.
+#[derive(Debug, Clone)]
+pub struct AdminDesk {
+    /// The node.
+    pub status: NodeStatus,
+    /// Its Redis clients.
+    pub resp: RespServer,
+    /// Who looks for what is wrong.
+    pub doctor: Doctor,
+}
 
 /// What an administrator can ask.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,6 +45,22 @@ pub enum AdminRequest {
     RingStatus,
     /// How fresh reads are.
     RingStaleness,
+    /// What is wrong.
+    Doctor,
+    /// Whether requests can be served now.
+    Ready,
+    /// Tell the other nodes that this one is about to stop, or that it is not.
+    Drain {
+        /// Whether it is.
+        is_stopping: bool,
+    },
+    /// The newest requests that were slow or failed.
+    Slow {
+        /// How many.
+        count: usize,
+    },
+    /// Forget those.
+    SlowClear,
     /// The hints that the node holds.
     Hints,
     /// Give the hints for a node back now.
@@ -88,6 +119,16 @@ pub enum AdminReply {
     RingStatus(RingStatus),
     /// To `RingStaleness`.
     RingStaleness(StalenessReport),
+    /// To `Doctor`.
+    Doctor(DoctorReport),
+    /// To `Ready`: why not, if not.
+    Ready(Option<String>),
+    /// To `Drain`.
+    Drained,
+    /// To `Slow`: the newest first.
+    Slow(Vec<SlowEntry>),
+    /// To `SlowClear`: how many there were.
+    SlowCleared(usize),
     /// To `Hints`.
     Hints(HintsReport),
     /// To `HintsReplay` and `HintsDrop`: how many hints there were.
@@ -109,16 +150,16 @@ pub enum AdminReply {
 }
 
 /// Opens the socket; it serves until the tasks of the environment end.
-pub fn serve(path: &Path, status: NodeStatus, env: &Env) -> io::Result<()> {
+pub fn serve(path: &Path, desk: AdminDesk, env: &Env) -> io::Result<()> {
     let listener = bind_unix(path, SOCKET_MODE)?;
     let tasks = env.tasks.clone();
     env.tasks.spawn(async move {
         loop {
             match listener.accept().await {
                 Ok((stream, _)) => {
-                    let status = status.clone();
+                    let desk = desk.clone();
                     tasks.spawn(async move {
-                        match timeout(SESSION_MAX, talk(stream, &status)).await {
+                        match timeout(SESSION_MAX, talk(stream, &desk)).await {
                             Ok(Ok(())) => {}
                             Ok(Err(error)) => debug!(%error, "admin connection lost"),
                             Err(_) => debug!("an admin connection stayed open for too long"),
@@ -137,7 +178,7 @@ pub fn serve(path: &Path, status: NodeStatus, env: &Env) -> io::Result<()> {
 
 /// Asks a node, as a client does: blocking.
 pub fn ask(mut stream: impl Read + Write, request: &AdminRequest) -> io::Result<AdminReply> {
-    stream.write_all(&encode(request)?)?;
+    stream.write_all(&framed(encode_body(request)?)?)?;
     let mut length = [0; LENGTH_BYTES];
     stream.read_exact(&mut length)?;
     let mut body = vec![0; checked_length(length)?];
@@ -145,7 +186,41 @@ pub fn ask(mut stream: impl Read + Write, request: &AdminRequest) -> io::Result<
     decode(&body)
 }
 
-async fn talk(mut stream: UnixStream, status: &NodeStatus) -> io::Result<()> {
+/// Asks a node through its socket, within a runtime.
+pub async fn ask_async(stream: &mut UnixStream, request: &AdminRequest) -> io::Result<AdminReply> {
+    stream.write_all(&framed(encode_body(request)?)?).await?;
+    let mut length = [0; LENGTH_BYTES];
+    stream.read_exact(&mut length).await?;
+    let mut body = vec![0; checked_length(length)?];
+    stream.read_exact(&mut body).await?;
+    decode(&body)
+}
+
+impl AdminService for AdminDesk {
+    fn answer(self: Arc<Self>, request: Vec<u8>) -> AdminAnswer {
+        Box::pin(async move { answer_encoded(&request, &self).await })
+    }
+}
+
+async fn answer_encoded(request: &[u8], desk: &AdminDesk) -> Vec<u8> {
+    let reply = match decode(request) {
+        Ok(request) => answer(request, desk).await,
+        Err(error) => AdminReply::Error(format!("not an admin request: {error}")),
+    };
+    encode_body(&reply).unwrap_or_default()
+}
+
+/// The request as bytes, for [`crate::net::ask_node`].
+pub fn encode_request(request: &AdminRequest) -> io::Result<Vec<u8>> {
+    encode_body(request)
+}
+
+/// The reply that [`crate::net::ask_node`] has brought.
+pub fn decode_reply(body: &[u8]) -> io::Result<AdminReply> {
+    decode(body)
+}
+
+async fn talk(mut stream: UnixStream, desk: &AdminDesk) -> io::Result<()> {
     loop {
         let mut length = [0; LENGTH_BYTES];
         if stream.read_exact(&mut length).await.is_err() {
@@ -156,16 +231,27 @@ async fn talk(mut stream: UnixStream, status: &NodeStatus) -> io::Result<()> {
         let mut body = Vec::new();
         // Grows with what comes, not with what was announced.
         (&mut stream).take(length).read_to_end(&mut body).await?;
-        let reply = match decode(&body) {
-            Ok(request) => answer(request, status).await,
-            Err(error) => AdminReply::Error(format!("not an admin request: {error}")),
-        };
-        stream.write_all(&encode(&reply)?).await?;
+        stream
+            .write_all(&framed(answer_encoded(&body, desk).await)?)
+            .await?;
     }
 }
 
-async fn answer(request: AdminRequest, status: &NodeStatus) -> AdminReply {
+async fn answer(request: AdminRequest, desk: &AdminDesk) -> AdminReply {
+    let AdminDesk {
+        status,
+        resp,
+        doctor,
+    } = desk;
     let (key, action) = match request {
+        AdminRequest::Doctor => return AdminReply::Doctor(doctor.examine().await),
+        AdminRequest::Ready => return AdminReply::Ready(status.readiness().err()),
+        AdminRequest::Drain { is_stopping } => {
+            status.drain(is_stopping).await;
+            return AdminReply::Drained;
+        }
+        AdminRequest::Slow { count } => return AdminReply::Slow(resp.slow_entries(count)),
+        AdminRequest::SlowClear => return AdminReply::SlowCleared(resp.clear_slow_entries()),
         AdminRequest::RingStatus => return AdminReply::RingStatus(status.ring()),
         AdminRequest::RingStaleness => {
             let coordinator = &status.coordinator;
@@ -268,8 +354,11 @@ fn on_hints(node: &str, status: &NodeStatus, is_replay: bool) -> AdminReply {
     }
 }
 
-fn encode(message: &impl Serialize) -> io::Result<Vec<u8>> {
-    let body = rmp_serde::to_vec_named(message).map_err(io::Error::other)?;
+fn encode_body(message: &impl Serialize) -> io::Result<Vec<u8>> {
+    rmp_serde::to_vec_named(message).map_err(io::Error::other)
+}
+
+fn framed(body: Vec<u8>) -> io::Result<Vec<u8>> {
     let length = u32::try_from(body.len()).map_err(io::Error::other)?;
     Ok([&length.to_le_bytes(), &body[..]].concat())
 }

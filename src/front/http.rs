@@ -116,21 +116,15 @@ fn answer(request: &Request<Incoming>, shown: &Shown) -> Response<Full<Bytes>> {
     }
 }
 
-/// Ready when enough nodes can be reached for reads and writes of every key that it could serve.
+/// Ready when requests for every key can be served.
 fn ready(status: &NodeStatus) -> Response<Full<Bytes>> {
-    let ring = status.ring();
-    let need = usize::from(ring.r.max(ring.w));
-    let there = ring
-        .nodes
-        .iter()
-        .filter(|node| node.reachable && node.partitions > 0)
-        .count();
-    if there >= need {
-        respond(StatusCode::OK, TEXT, "ready\n".to_owned())
-    } else {
-        let text =
-            format!("not ready: {there} nodes with data can be reached, {need} are needed\n");
-        respond(StatusCode::SERVICE_UNAVAILABLE, TEXT, text)
+    match status.readiness() {
+        Ok(()) => respond(StatusCode::OK, TEXT, "ready\n".to_owned()),
+        Err(why) => respond(
+            StatusCode::SERVICE_UNAVAILABLE,
+            TEXT,
+            format!("not ready: {why}\n"),
+        ),
     }
 }
 

@@ -1,6 +1,8 @@
 //! The doors: where requests come in and answers go out.
 
 pub mod admin;
+pub mod certificates;
+pub mod doctor;
 pub mod http;
 pub mod metrics;
 pub mod peer_server;

@@ -136,6 +136,7 @@ impl PeerServer {
                     out,
                 );
             }
+            Operation::Clock => encode(&Answer::Clock(self.clock.wall()), out),
             Operation::Compare(..)
             | Operation::Symbols(..)
             | Operation::States(..)

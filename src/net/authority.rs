@@ -67,6 +67,15 @@ pub enum AuthorityError {
         /// Its last moment.
         not_after: Millis,
     },
+    /// A certificate of another authority, to be taken back.
+    #[error("the certificate was not issued by this authority: only its own can take it back")]
+    NotIssuedHere,
+    /// A revocation list of another authority, to be added to.
+    #[error("{} is the list of another authority: move it away", path.display())]
+    OtherList {
+        /// Which file.
+        path: PathBuf,
+    },
     /// A key of a kind that cannot be used, or broken.
     #[error("private key {} cannot be used: {reason}", path.display())]
     Key {
@@ -233,6 +242,10 @@ impl CertificateAuthority {
         self.not_after
     }
 
+    pub(super) const fn issuer(&self) -> &Issuer<'static, KeyPair> {
+        &self.issuer
+    }
+
     /// Its certificate as PEM: what nodes and clients check each other against.
     #[must_use]
     pub fn cert_pem(&self) -> &str {
@@ -295,7 +308,7 @@ impl fmt::Debug for IssuedCertificate {
 }
 
 /// When a certificate made `now` for so many days ends.
-fn last_moment(days: u32, now: Millis) -> Result<Millis, AuthorityError> {
+pub(super) fn last_moment(days: u32, now: Millis) -> Result<Millis, AuthorityError> {
     if !(1..=DAYS_MAX).contains(&days) {
         return Err(AuthorityError::Days { days });
     }

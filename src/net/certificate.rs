@@ -67,11 +67,24 @@ impl CertificateFacts {
     /// Whole days from `now` to the end, rounded down: negative once it is over.
     #[must_use]
     pub fn days_left(&self, now: Millis) -> i64 {
-        // Both fit: a certificate ends in the year 9999 at the latest.
-        let end = i64::try_from(self.not_after.0).unwrap_or(i64::MAX);
-        let now = i64::try_from(now.0).unwrap_or(i64::MAX);
-        end.saturating_sub(now).div_euclid(DAY_MS)
+        days_left(self.not_after, now)
     }
+}
+
+/// Whole days from `now` to an end, rounded down: negative once it is over.
+#[must_use]
+pub fn days_left(not_after: Millis, now: Millis) -> i64 {
+    // Both fit: a certificate ends in the year 9999 at the latest.
+    let end = i64::try_from(not_after.0).unwrap_or(i64::MAX);
+    let now = i64::try_from(now.0).unwrap_or(i64::MAX);
+    end.saturating_sub(now).div_euclid(DAY_MS)
+}
+
+/// When any certificate ends, ours or not; `None` for what is none.
+#[must_use]
+pub fn certificate_end(der: &[u8]) -> Option<Millis> {
+    let certificate = parse_certificate(der).ok()?;
+    Some(millis(certificate.validity().not_after))
 }
 
 /// A moment as `2026-11-20T22:26:00Z`.
@@ -102,7 +115,7 @@ fn holder(certificate: &X509Certificate<'_>) -> Result<Holder, IdentityError> {
     })
 }
 
-fn millis(time: ASN1Time) -> Millis {
+pub(super) fn millis(time: ASN1Time) -> Millis {
     // Before 1970 reads as 1970: over long ago either way.
     Millis(
         u64::try_from(time.timestamp())

@@ -21,6 +21,8 @@ use super::authority::IssuedCertificate;
 use super::certificate::{CertificateFacts, Holder, utc_text};
 use super::identity::{Identity, Role};
 use super::pem_files::{self, PemFileError};
+use super::revocation::Revocations;
+use super::tls::CallerVerifier;
 use crate::model::Millis;
 
 /// Where the credentials of a process are.
@@ -32,6 +34,16 @@ pub struct CredentialFiles {
     pub cert: PathBuf,
     /// Our private key, mode 0600 or 0400.
     pub key: PathBuf,
+    /// Certificates that were taken back, if there is a list.
+    pub crl: Option<PathBuf>,
+}
+
+impl CredentialFiles {
+    /// All files that there are.
+    pub fn all(&self) -> impl Iterator<Item = &Path> {
+        let crl = self.crl.as_deref();
+        [&*self.ca, &*self.cert, &*self.key].into_iter().chain(crl)
+    }
 }
 
 /// Who we are, with the proof of it, and whom we believe.
@@ -41,10 +53,30 @@ pub struct CredentialFiles {
 pub struct Credentials {
     identity: Identity,
     not_after: Millis,
+    authorities: Arc<Authorities>,
     certified: Arc<CertifiedKey>,
-    roots: Arc<RootCertStore>,
     callers: Arc<dyn ClientCertVerifier>,
     provider: Arc<CryptoProvider>,
+}
+
+/// Whom we believe, and what they have taken back.
+#[derive(Debug)]
+pub(super) struct Authorities {
+    pub(super) roots: Arc<RootCertStore>,
+    pub(super) revocations: Revocations,
+    /// The moment at which the first of them ends.
+    not_after: Millis,
+}
+
+#[cfg(test)]
+impl Authorities {
+    pub(super) fn of(roots: RootCertStore) -> Self {
+        Self {
+            roots: Arc::new(roots),
+            revocations: Revocations::default(),
+            not_after: Millis(u64::MAX),
+        }
+    }
 }
 
 /// Why credentials cannot be used.
@@ -159,6 +191,20 @@ impl Credentials {
         Self::check(&material, files, now)
     }
 
+    /// Whether the two are the same: nothing has to be done about a change from one to the other.
+    #[must_use]
+    pub fn same_as(&self, other: &Self) -> bool {
+        self.has_certificate_of(other)
+            && self.authorities.roots.roots == other.authorities.roots.roots
+            && self.authorities.revocations == other.authorities.revocations
+    }
+
+    /// Whether both show the same certificate.
+    #[must_use]
+    pub fn has_certificate_of(&self, other: &Self) -> bool {
+        self.certified.cert == other.certified.cert
+    }
+
     /// The same from memory, for a certificate fresh from its authority.
     pub fn from_issued(
         ca_pem: &str,
@@ -174,6 +220,7 @@ impl Credentials {
             ca: "<authority>".into(),
             cert: "<certificate>".into(),
             key: "<key>".into(),
+            crl: None,
         };
         Self::check(&material, &names, now)
     }
@@ -194,8 +241,39 @@ impl Credentials {
         Arc::clone(&self.certified)
     }
 
-    pub(super) fn roots(&self) -> Arc<RootCertStore> {
-        Arc::clone(&self.roots)
+    /// The moment at which the first of the authorities that we believe ends.
+    #[must_use]
+    pub fn authority_not_after(&self) -> Millis {
+        self.authorities.not_after
+    }
+
+    /// What our authorities have taken back.
+    #[must_use]
+    pub fn revocations(&self) -> &Revocations {
+        &self.authorities.revocations
+    }
+
+    pub(super) fn authorities(&self) -> Arc<Authorities> {
+        Arc::clone(&self.authorities)
+    }
+
+    /// Whether a peer that was let in with this chain would be let in now. That its time is over
+    /// meanwhile does not count: a connection outlives the certificate it was made with.
+    pub(super) fn still_trusts(
+        &self,
+        chain: &[CertificateDer<'_>],
+        now: Millis,
+    ) -> Result<(), rustls::Error> {
+        let Some((end_entity, intermediates)) = chain.split_first() else {
+            return Err(rustls::Error::NoCertificatesPresented);
+        };
+        let ends = CertificateFacts::from_der(end_entity).map(|facts| facts.not_after);
+        let then = now.min(ends.unwrap_or(now));
+        let then = UnixTime::since_unix_epoch(Duration::from_millis(then.0));
+        let verified = self
+            .callers
+            .verify_client_cert(end_entity, intermediates, then);
+        verified.map(drop)
     }
 
     pub(super) fn provider(&self) -> Arc<CryptoProvider> {
@@ -222,10 +300,13 @@ impl Credentials {
 
     fn check(material: &Material, files: &CredentialFiles, now: Millis) -> Result<Self, TlsError> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let roots = trusted(&material.ca, &files.ca, now)?;
-        let callers =
-            WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(&provider))
-                .build()?;
+        let authorities = Arc::new(trusted(material, files, now)?);
+        let callers = WebPkiClientVerifier::builder_with_provider(
+            Arc::clone(&authorities.roots),
+            Arc::clone(&provider),
+        )
+        .build()?;
+        let callers = Arc::new(CallerVerifier::new(callers, Arc::clone(&authorities)));
         let chain = pem_files::certificates(&material.cert, &files.cert)?;
         // `certificates` returns at least one.
         let facts = current_facts(&chain[0], &files.cert, now)?;
@@ -240,8 +321,8 @@ impl Credentials {
         let credentials = Self {
             identity,
             not_after: facts.not_after,
+            authorities,
             certified: Arc::new(certified),
-            roots,
             callers,
             provider,
         };
@@ -264,7 +345,7 @@ impl Credentials {
         if self.identity.role() == Role::Node {
             verify_server_cert_signed_by_trust_anchor(
                 &ParsedCertificate::try_from(end_entity)?,
-                &self.roots,
+                &self.authorities.roots,
                 intermediates,
                 now,
                 self.provider.signature_verification_algorithms.all,
@@ -291,22 +372,39 @@ struct Material {
     key: Vec<u8>,
 }
 
-fn trusted(pem: &[u8], path: &Path, now: Millis) -> Result<Arc<RootCertStore>, TlsError> {
+fn trusted(
+    material: &Material,
+    files: &CredentialFiles,
+    now: Millis,
+) -> Result<Authorities, TlsError> {
     let mut roots = RootCertStore::empty();
-    for der in pem_files::certificates(pem, path)? {
+    let mut not_after = Millis(u64::MAX);
+    let ders = pem_files::certificates(&material.ca, &files.ca)?;
+    for der in &ders {
         // TLS itself does not ask whether an authority's own time is over.
-        let facts = current_facts(&der, path, now)?;
+        let facts = current_facts(der, &files.ca, now)?;
         if matches!(facts.holder, Holder::Member(_)) {
             return Err(TlsError::NotAnAuthority {
-                path: path.to_owned(),
+                path: files.ca.clone(),
             });
         }
-        roots.add(der).map_err(|reason| TlsError::Authority {
-            path: path.to_owned(),
-            reason,
-        })?;
+        not_after = not_after.min(facts.not_after);
+        roots
+            .add(der.clone())
+            .map_err(|reason| TlsError::Authority {
+                path: files.ca.clone(),
+                reason,
+            })?;
     }
-    Ok(Arc::new(roots))
+    let revocations = match &files.crl {
+        Some(path) => Revocations::read(path, &ders)?,
+        None => Revocations::default(),
+    };
+    Ok(Authorities {
+        roots: Arc::new(roots),
+        revocations,
+        not_after,
+    })
 }
 
 fn current_facts(
@@ -372,6 +470,7 @@ mod tests {
             ca: ca_files.cert,
             cert: files.cert,
             key: files.key,
+            crl: None,
         }
     }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -12,17 +12,19 @@ use quinn::{EndpointConfig, IdleTimeout, TransportConfig, VarInt};
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout};
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
+use super::admin::{AdminService, serve_admin};
 use super::dial::DialBook;
 use super::gossip::{GossipMessage, GossipNet};
+use super::identity::Identity;
 use super::link::run_link;
 use super::peers::{CloseCode, Link, Peers};
-use super::tls::{admit, negotiated_alpn, peer_identity, quic_client, quic_server};
+use super::tls::{admit, negotiated_alpn, peer_chain, peer_identity, quic_client, quic_server};
 use super::transport::{CallError, Lane, Operations, PeerService, ReplySink, Response, Transport};
-use super::{Credentials, PEER_ALPN, SERVER_NAME, TlsError};
+use super::{ADMIN_ALPN, Credentials, PEER_ALPN, SERVER_NAME, TlsError};
 use crate::env::Env;
-use crate::model::{NodeId, NodeTag};
+use crate::model::{Millis, NodeId, NodeTag};
 use crate::wire::{Answer, FrameError, Operation, frame_bytes_max};
 
 /// Settings of the endpoint.
@@ -77,14 +79,40 @@ pub(super) struct Inner {
     pub(super) quic: quinn::Endpoint,
     pub(super) self_id: NodeId,
     cluster: String,
+    trust: RwLock<Trust>,
+    /// Of receiving and of sending, in bytes, as the kernel has granted them.
+    socket_buffers: (usize, usize),
     pub(super) env: Env,
     pub(super) peers: Peers,
     dials: Mutex<DialBook>,
     service: OnceLock<Arc<dyn PeerService>>,
+    admin: OnceLock<Arc<dyn AdminService>>,
     gossip_in: mpsc::Sender<GossipMessage>,
     gossip_out: Mutex<Option<mpsc::Receiver<GossipMessage>>>,
     pub(super) stats: NetStats,
     pub(super) frame_bytes_max: usize,
+}
+
+/// Who this node is to others, and whom it believes: exchanged whole.
+#[derive(Debug)]
+struct Trust {
+    credentials: Credentials,
+    dialling: quinn::ClientConfig,
+}
+
+/// What is known of the connection to a peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerFacts {
+    /// The peer.
+    pub id: NodeId,
+    /// The smoothed time that a packet takes to it and back.
+    pub round_trip: Duration,
+    /// Packets lost on the way to it.
+    pub lost_packets: u64,
+    /// Packets sent to it.
+    pub sent_packets: u64,
+    /// The last moment of the certificate that it showed.
+    pub certificate_until: Option<Millis>,
 }
 
 impl Endpoint {
@@ -96,26 +124,28 @@ impl Endpoint {
         };
         let socket = UdpSocket::bind(config.listen).map_err(bind_failed)?;
         enlarge_buffers(&socket);
-        let transport = Arc::new(transport_config());
-        let mut server = quinn::ServerConfig::with_crypto(quic_server(credentials)?);
-        server.transport_config(Arc::clone(&transport));
-        let mut client = quinn::ClientConfig::new(quic_client(credentials, PEER_ALPN)?);
-        client.transport_config(transport);
+        let socket_buffers = socket_buffers(&socket);
+        let (server, dialling) = quic_configs(credentials)?;
         let runtime = quinn::default_runtime()
             .ok_or_else(|| NetError::Runtime(std::io::Error::other("no tokio runtime")))?;
-        let mut quic =
-            quinn::Endpoint::new(EndpointConfig::default(), Some(server), socket, runtime)
-                .map_err(NetError::Runtime)?;
-        quic.set_default_client_config(client);
+        let quic = quinn::Endpoint::new(EndpointConfig::default(), Some(server), socket, runtime)
+            .map_err(NetError::Runtime)?;
+        let trust = Trust {
+            credentials: credentials.clone(),
+            dialling,
+        };
         let (gossip_in, gossip_out) = mpsc::channel(GOSSIP_INBOX_MAX);
         Ok(Self(Arc::new(Inner {
             quic,
             self_id: credentials.identity().name().clone(),
             cluster: credentials.identity().cluster().to_owned(),
+            trust: RwLock::new(trust),
+            socket_buffers,
             env: env.clone(),
             peers: Peers::new(),
             dials: Mutex::new(DialBook::new(env.rng.clone())),
             service: OnceLock::new(),
+            admin: OnceLock::new(),
             gossip_in,
             gossip_out: Mutex::new(Some(gossip_out)),
             stats: NetStats::default(),
@@ -132,6 +162,65 @@ impl Endpoint {
         let tasks = &self.0.env.tasks;
         tasks.spawn(Arc::clone(&self.0).accept_all());
         tasks.spawn(Arc::clone(&self.0).keep_house());
+    }
+
+    /// Answers admins from now on. Has an effect once.
+    pub fn serve_admins(&self, service: Arc<dyn AdminService>) {
+        // The first one stays.
+        drop(self.0.admin.set(service));
+    }
+
+    /// Shows other credentials from now on and judges by them, without losing a request:
+    /// connections to peers are made anew with a new certificate before the old ones are closed.
+    /// Those of peers that are no longer believed are closed at once.
+    pub fn renew(&self, credentials: &Credentials) -> Result<(), NetError> {
+        let (server, dialling) = quic_configs(credentials)?;
+        let trust = Trust {
+            credentials: credentials.clone(),
+            dialling,
+        };
+        self.0.quic.set_server_config(Some(server));
+        let before = {
+            let mut present = self.0.trust.write().unwrap_or_else(PoisonError::into_inner);
+            std::mem::replace(&mut *present, trust).credentials
+        };
+        let has_new_certificate = !credentials.has_certificate_of(&before);
+        let now = self.0.env.clock.wall();
+        for link in self.0.peers.all() {
+            match credentials.still_trusts(&link.chain(), now) {
+                Err(reason) => {
+                    warn!(peer = %link.id, %reason, "cut off: it is no longer believed");
+                    link.close(CloseCode::NotAdmitted);
+                }
+                Ok(()) if has_new_certificate => {
+                    let inner = Arc::clone(&self.0);
+                    self.0.env.tasks.spawn(inner.replace(link));
+                }
+                Ok(()) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The credentials in use.
+    #[must_use]
+    pub fn credentials(&self) -> Credentials {
+        self.0.credentials()
+    }
+
+    /// Sizes of the socket's buffers for receiving and for sending, in bytes, as the kernel has
+    /// granted them, and the size that is asked for.
+    #[must_use]
+    pub fn socket_buffers(&self) -> (usize, usize, usize) {
+        let (receive, send) = self.0.socket_buffers;
+        (receive, send, SOCKET_BUFFER_BYTES)
+    }
+
+    /// The peers that there is a connection to.
+    #[must_use]
+    pub fn peer_facts(&self) -> Vec<PeerFacts> {
+        let links = self.0.peers.all().into_iter();
+        links.map(|link| link.facts()).collect()
     }
 
     /// The address the socket is bound to.
@@ -241,6 +330,16 @@ impl Inner {
         }
     }
 
+    pub(super) fn admin(&self) -> Option<&Arc<dyn AdminService>> {
+        self.admin.get()
+    }
+
+    fn credentials(&self) -> Credentials {
+        // std RwLock: never held across an await.
+        let trust = self.trust.read().unwrap_or_else(PoisonError::into_inner);
+        trust.credentials.clone()
+    }
+
     async fn accept_all(self: Arc<Self>) {
         while let Some(incoming) = self.quic.accept().await {
             if self.quic.open_connections() > CONNECTIONS_MAX {
@@ -260,7 +359,7 @@ impl Inner {
                             .stats
                             .refused_connections
                             .fetch_add(1, Ordering::Relaxed);
-                        info!(%from, %error, "refused a connection");
+                        warn!(%from, %error, "refused a connection");
                     }
                     Err(_) => debug!(%from, "a handshake took too long"),
                 }
@@ -313,24 +412,61 @@ impl Inner {
     }
 
     async fn dial(self: Arc<Self>, addr: SocketAddr, expected: Option<NodeId>) {
-        let connecting = match self.quic.connect(addr, SERVER_NAME) {
+        let connection = self.connect(addr).await;
+        self.dialled(addr, connection.is_some());
+        if let Some(connection) = connection {
+            self.admit(connection, Some(expected)).await;
+        }
+    }
+
+    async fn connect(&self, addr: SocketAddr) -> Option<quinn::Connection> {
+        let dialling = {
+            let trust = self.trust.read().unwrap_or_else(PoisonError::into_inner);
+            trust.dialling.clone()
+        };
+        let connecting = match self.quic.connect_with(dialling, addr, SERVER_NAME) {
             Ok(connecting) => connecting,
             Err(error) => {
                 warn!(%addr, %error, "cannot dial");
-                return self.dialled(addr, false);
+                return None;
             }
         };
         match timeout(DIAL_MAX, connecting).await {
-            Ok(Ok(connection)) => {
-                self.dialled(addr, true);
-                self.admit(connection, Some(expected)).await;
+            Ok(Ok(connection)) => Some(connection),
+            Ok(Err(error @ quinn::ConnectionError::TransportError(_))) => {
+                warn!(%addr, %error, "refused the node that was dialled");
+                None
             }
             Ok(Err(error)) => {
                 debug!(%addr, %error, "dialling failed");
-                self.dialled(addr, false);
+                None
             }
-            Err(_) => self.dialled(addr, false),
+            Err(_) => None,
         }
+    }
+
+    /// Makes the connection to a peer anew. It replaces the old one as soon as it is there.
+    async fn replace(self: Arc<Self>, link: Arc<Link>) {
+        let addr = link.connection.remote_address();
+        for _attempt in 0..REPLACE_ATTEMPTS {
+            if let Some(connection) = self.connect(addr).await {
+                return self.admit(connection, Some(Some(link.id.clone()))).await;
+            }
+            tokio::time::sleep(REPLACE_PAUSE).await;
+        }
+        // It goes on with the old one; when that ends, membership dials.
+        warn!(peer = %link.id, "cannot make the connection anew with the new certificate");
+    }
+
+    /// Closes a connection that another has replaced, once nobody waits for an answer on it.
+    async fn retire(self: Arc<Self>, link: Arc<Link>) {
+        let last = self.env.clock.monotonic() + RETIRED_MAX;
+        // The peer may not have taken the new one yet.
+        tokio::time::sleep(RETIRED_MIN).await;
+        while !link.is_idle() && self.env.clock.monotonic() < last {
+            tokio::time::sleep(HOUSEKEEPING).await;
+        }
+        link.close(CloseCode::Duplicate);
     }
 
     /// Checks who the peer is, then runs the connection until it ends. `dialled`: whom this node
@@ -342,7 +478,10 @@ impl Inner {
     ) {
         let from = connection.remote_address();
         let id = match self.identify(&connection, dialled.as_ref()) {
-            Ok(id) => id,
+            Ok(Caller::Peer(id)) => id,
+            Ok(Caller::Admin(identity)) => {
+                return serve_admin(&self, &connection, &identity).await;
+            }
             Err(reason) => {
                 self.stats
                     .refused_connections
@@ -360,9 +499,10 @@ impl Inner {
         let since = self.env.clock.monotonic();
         let (link, outbox) = Link::new(id, connection, dialler, since, self.frame_bytes_max);
         let link = Arc::new(link);
-        if !self.peers.adopt(&link) {
-            link.close(CloseCode::Duplicate);
-            return;
+        if let Some(retired) = self.peers.adopt(&link) {
+            // Either way the peer may have calls under way on it.
+            let inner = Arc::clone(&self);
+            self.env.tasks.spawn(inner.retire(retired));
         }
         debug!(peer = %link.id, %from, "connected");
         run_link(&self, &link, outbox).await;
@@ -374,10 +514,17 @@ impl Inner {
         &self,
         connection: &quinn::Connection,
         dialled: Option<&Option<NodeId>>,
-    ) -> Result<NodeId, String> {
+    ) -> Result<Caller, String> {
         let identity = peer_identity(connection).map_err(|error| error.to_string())?;
         let alpn = negotiated_alpn(connection).unwrap_or_default();
         let identity = admit(identity, &alpn, &self.cluster).map_err(|error| error.to_string())?;
+        // By what is believed now: that may have changed since the handshake began.
+        self.credentials()
+            .still_trusts(&peer_chain(connection), self.env.clock.wall())
+            .map_err(|error| error.to_string())?;
+        if alpn == ADMIN_ALPN {
+            return Ok(Caller::Admin(identity));
+        }
         let id = identity.name().clone();
         if let Some(Some(expected)) = dialled
             && *expected != id
@@ -391,8 +538,14 @@ impl Inner {
                 "another node uses this node's name `{id}`, or it dialled itself"
             ));
         }
-        Ok(id)
+        Ok(Caller::Peer(id))
     }
+}
+
+/// Who is at the other end of a connection.
+enum Caller {
+    Peer(NodeId),
+    Admin(Identity),
 }
 
 struct TableSink(oneshot::Sender<Result<Bytes, CallError>>);
@@ -410,6 +563,18 @@ impl ReplySink for TableSink {
         drop(self.0.send(table));
         Ok(())
     }
+}
+
+/// For accepting and for dialling.
+fn quic_configs(
+    credentials: &Credentials,
+) -> Result<(quinn::ServerConfig, quinn::ClientConfig), NetError> {
+    let transport = Arc::new(transport_config());
+    let mut server = quinn::ServerConfig::with_crypto(quic_server(credentials)?);
+    server.transport_config(Arc::clone(&transport));
+    let mut client = quinn::ClientConfig::new(quic_client(credentials, PEER_ALPN)?);
+    client.transport_config(transport);
+    Ok((server, client))
 }
 
 fn transport_config() -> TransportConfig {
@@ -441,6 +606,16 @@ fn enlarge_buffers(socket: &UdpSocket) {
     }
 }
 
+fn socket_buffers(socket: &UdpSocket) -> (usize, usize) {
+    let socket = socket2::SockRef::from(socket);
+    // Linux tells twice what it grants (socket(7)): half is for its own book-keeping.
+    let granted = |size: std::io::Result<usize>| size.unwrap_or(0) / 2;
+    (
+        granted(socket.recv_buffer_size()),
+        granted(socket.send_buffer_size()),
+    )
+}
+
 const SOCKET_BUFFER_BYTES: usize = 4 * 1024 * 1024;
 /// Five keep-alives: a connection is given up after that much silence.
 const IDLE_MAX_MS: u32 = 2_000;
@@ -459,4 +634,11 @@ const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
 const DIAL_MAX: Duration = Duration::from_millis(1_500);
 const HOUSEKEEPING: Duration = Duration::from_millis(20);
 const FETCH_TABLE_MAX: Duration = Duration::from_secs(5);
+/// Five attempts, a second between them: a peer that cannot be met in that time is away.
+const REPLACE_ATTEMPTS: u32 = 5;
+const REPLACE_PAUSE: Duration = Duration::from_secs(1);
+/// Far longer than the new connection takes to be known at both ends.
+const RETIRED_MIN: Duration = Duration::from_secs(1);
+/// Whoever still waits by then has had its time.
+const RETIRED_MAX: Duration = Duration::from_secs(10);
 const GOODBYE_MAX: Duration = Duration::from_millis(500);

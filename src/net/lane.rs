@@ -103,6 +103,11 @@ impl LaneQueue {
         Ok(())
     }
 
+    /// Whether nobody waits for an answer.
+    pub(super) fn is_idle(&self) -> bool {
+        self.lock().waiting.iter().all(Option::is_none)
+    }
+
     /// Tells those whose time is up.
     pub(super) fn expire(&self, now: Instant) {
         let mut expired = Vec::new();

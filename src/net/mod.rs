@@ -2,6 +2,7 @@
 //!
 //! Knows nothing of what the frames mean to a node: it hands them to a [`PeerService`].
 
+mod admin;
 mod authority;
 mod certificate;
 mod credentials;
@@ -15,24 +16,27 @@ mod memory;
 mod memory_gossip;
 mod peers;
 mod pem_files;
+mod revocation;
 #[cfg(test)]
 mod tests;
 mod tls;
 mod transport;
 
+pub use admin::{AdminAnswer, AdminCallError, AdminService, ask_node};
 pub use authority::{
     AuthorityError, CertificateAuthority, DAYS_MAX, IssuedCertificate, IssuedFiles,
 };
-pub use certificate::{CertificateFacts, Holder, utc_text};
+pub use certificate::{CertificateFacts, Holder, certificate_end, days_left, utc_text};
 pub use credentials::{CredentialFiles, Credentials, TlsError};
-pub use endpoint::{Config, Endpoint, NetError, NetStats};
+pub use endpoint::{Config, Endpoint, NetError, NetStats, PeerFacts};
 pub use gossip::{GossipMessage, GossipNet};
 pub use identity::{Identity, IdentityError, Role};
 pub use memory::{MemoryNetwork, MemoryTransport};
 pub use memory_gossip::{MemoryGossip, MemoryGossipEnd};
-pub use pem_files::{Existing, PemFileError};
+pub use pem_files::{Existing, PemFileError, load_chain, load_key};
+pub use revocation::Revocations;
 pub use tls::{
-    AdmitError, CLIENT_ALPN, PEER_ALPN, SERVER_NAME, admit, negotiated_alpn, peer_identity,
+    ADMIN_ALPN, AdmitError, PEER_ALPN, SERVER_NAME, admit, negotiated_alpn, peer_identity,
     quic_client, quic_server,
 };
 pub use transport::{

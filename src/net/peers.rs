@@ -7,10 +7,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use quinn::{Connection, VarInt};
+use rustls::pki_types::CertificateDer;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
+use super::certificate::CertificateFacts;
+use super::endpoint::PeerFacts;
 use super::lane::LaneQueue;
+use super::tls::peer_chain;
 use super::transport::Lane;
 use crate::model::{NodeId, NodeTag};
 
@@ -64,6 +68,29 @@ impl Link {
 
     pub(super) const fn lanes(&self) -> [&Arc<LaneQueue>; 3] {
         [&self.foreground, &self.large, &self.bulk]
+    }
+
+    /// Whether nobody waits for an answer of the peer.
+    pub(super) fn is_idle(&self) -> bool {
+        self.lanes().into_iter().all(|lane| lane.is_idle())
+    }
+
+    /// What the peer proved itself with.
+    pub(super) fn chain(&self) -> Vec<CertificateDer<'static>> {
+        peer_chain(&self.connection)
+    }
+
+    pub(super) fn facts(&self) -> PeerFacts {
+        let chain = self.chain();
+        let facts = chain.first().map(|der| CertificateFacts::from_der(der));
+        let path = self.connection.stats().path;
+        PeerFacts {
+            id: self.id.clone(),
+            round_trip: self.connection.rtt(),
+            lost_packets: path.lost_packets,
+            sent_packets: path.sent_packets,
+            certificate_until: facts.and_then(|facts| Some(facts.ok()?.not_after)),
+        }
     }
 
     pub(super) fn close(&self, code: CloseCode) {
@@ -143,30 +170,26 @@ impl Peers {
             .collect()
     }
 
-    /// Makes this the link to its peer; `false` when the one there is to be kept.
+    /// Makes this the link to its peer, or keeps the one there is; the one that is not in use
+    /// from now on, if there are two.
     ///
     /// When two nodes dial each other at the same time, both keep the connection that the node
     /// with the smaller tag dialled. When the link there is older than that, the peer has lost it
-    /// without our knowing (it would not have dialled otherwise), and the new one replaces it.
-    pub(super) fn adopt(&self, link: &Arc<Link>) -> bool {
+    /// without our knowing or makes it anew, and the new one replaces it.
+    pub(super) fn adopt(&self, link: &Arc<Link>) -> Option<Arc<Link>> {
         let tag = link.id.tag();
         let mut links = self.links.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(old) = links.get(&tag) {
             let is_race = link.since.duration_since(old.since) < RACE_WINDOW;
             let is_open = old.connection.close_reason().is_none();
             if is_race && is_open && old.dialler != link.dialler && old.dialler < link.dialler {
-                return false;
+                return Some(Arc::clone(link));
             }
-            let old = Arc::clone(old);
-            links.insert(tag, Arc::clone(link));
-            drop(links);
-            old.close(CloseCode::Duplicate);
-        } else {
-            links.insert(tag, Arc::clone(link));
-            drop(links);
         }
+        let old = links.insert(tag, Arc::clone(link));
+        drop(links);
         self.publish();
-        true
+        old
     }
 
     /// Forgets a link that has ended, if it is still the one in use.

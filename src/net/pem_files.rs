@@ -2,7 +2,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustls::pki_types::pem::{self, PemObject};
@@ -70,6 +70,18 @@ pub enum PemFileError {
         /// Which file.
         path: PathBuf,
     },
+    /// PEM without a revocation list in it.
+    #[error("{} holds no revocation list (`BEGIN X509 CRL`)", path.display())]
+    NoRevocationList {
+        /// Which file.
+        path: PathBuf,
+    },
+    /// Not a revocation list.
+    #[error("{} holds a revocation list that cannot be read", path.display())]
+    BrokenRevocationList {
+        /// Which file.
+        path: PathBuf,
+    },
     /// A certificate that names nobody.
     #[error("{}: {reason}", path.display())]
     Certificate {
@@ -110,13 +122,27 @@ pub(super) fn read(path: &Path) -> Result<Vec<u8>, PemFileError> {
     read_bounded(file, path)
 }
 
-/// Reads a private key; refuses one that anybody but its owner may touch.
+/// Reads the certificate chain of a file.
+pub fn load_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, PemFileError> {
+    certificates(&read(path)?, path)
+}
+
+/// Reads the private key of a file, which others must not be able to read.
+pub fn load_key(path: &Path) -> Result<PrivateKeyDer<'static>, PemFileError> {
+    private_key(&read_key(path)?, path)
+}
+
+/// Reads a private key; refuses one that others may touch. Our own must have no more than mode
+/// 0600; one of root's may be read by its group as well, which is how systemd and Kubernetes hand
+/// secrets to a service without rights of its own.
 pub(super) fn read_key(path: &Path) -> Result<Vec<u8>, PemFileError> {
     let file = File::open(path).map_err(failed("read", path))?;
     // Asked of the open file, so that it cannot be exchanged between the question and the read.
     let metadata = file.metadata().map_err(failed("read", path))?;
     let mode = metadata.permissions().mode() & 0o7777;
-    if mode & 0o077 != 0 {
+    let is_foreign = metadata.uid() == 0 && !rustix::process::geteuid().is_root();
+    let forbidden = if is_foreign { 0o037 } else { 0o077 };
+    if mode & forbidden != 0 {
         return Err(PemFileError::Exposed {
             path: path.to_owned(),
             mode,

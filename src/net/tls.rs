@@ -12,23 +12,24 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::client::{Resumption, verify_server_cert_signed_by_trust_anchor};
 use rustls::crypto::{CryptoProvider, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{NoServerSessionStorage, ParsedCertificate};
 use rustls::sign::SingleCertAndKey;
 use rustls::version::TLS13;
 use rustls::{
-    ClientConfig, DigitallySignedStruct, OtherError, PeerIncompatible, RootCertStore, ServerConfig,
-    SignatureScheme,
+    ClientConfig, DigitallySignedStruct, DistinguishedName, OtherError, PeerIncompatible,
+    ServerConfig, SignatureScheme,
 };
 use thiserror::Error;
 
-use super::credentials::{Credentials, TlsError};
+use super::credentials::{Authorities, Credentials, TlsError};
 use super::identity::{Identity, IdentityError, Role};
 
 /// The protocol between nodes: requests, gossip and transfers.
 pub const PEER_ALPN: &[u8] = b"quorate-peer/1";
 
-/// The protocol of native clients.
-pub const CLIENT_ALPN: &[u8] = b"quorate-client/1";
+/// The protocol of those who look after the cluster.
+pub const ADMIN_ALPN: &[u8] = b"quorate-admin/1";
 
 /// What to hand to `quinn` as the server's name, which it wants: neither sent nor checked.
 pub const SERVER_NAME: &str = "quorate";
@@ -45,7 +46,7 @@ pub fn quic_server(credentials: &Credentials) -> Result<Arc<QuicServerConfig>, T
         .with_protocol_versions(&[&TLS13])?
         .with_client_cert_verifier(credentials.callers())
         .with_cert_resolver(Arc::new(SingleCertAndKey::from(credentials.certified())));
-    config.alpn_protocols = vec![PEER_ALPN.to_vec(), CLIENT_ALPN.to_vec()];
+    config.alpn_protocols = vec![PEER_ALPN.to_vec(), ADMIN_ALPN.to_vec()];
     // Resuming would skip the check of certificates, and early data can be replayed. Connections
     // live long, so handshakes are rare.
     config.session_storage = Arc::new(NoServerSessionStorage {});
@@ -83,11 +84,15 @@ fn dial_with(
 
 /// Whom the certificate at the other end of a connection names. TLS has verified it.
 pub fn peer_identity(connection: &quinn::Connection) -> Result<Identity, IdentityError> {
-    let chain = connection
-        .peer_identity()
-        .and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok());
-    let end_entity = chain.as_ref().and_then(|chain| chain.first());
-    Identity::from_certificate(end_entity.ok_or(IdentityError::NoCertificate)?)
+    let chain = peer_chain(connection);
+    Identity::from_certificate(chain.first().ok_or(IdentityError::NoCertificate)?)
+}
+
+/// The certificates that the other end of a connection showed; its own is the first.
+pub(super) fn peer_chain(connection: &quinn::Connection) -> Vec<CertificateDer<'static>> {
+    let shown = connection.peer_identity();
+    let chain = shown.and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok());
+    chain.map_or_else(Vec::new, |chain| *chain)
 }
 
 /// The protocol that both ends of a connection chose.
@@ -120,12 +125,18 @@ pub enum AdmitError {
         /// Who came.
         identity: Identity,
     },
+    /// Not an admin, on the protocol of admins.
+    #[error("{identity} is not an admin: `quorate certs issue --admin NAME` makes one")]
+    NotAnAdmin {
+        /// Who came.
+        identity: Identity,
+    },
 }
 
-/// The rule of the door: nodes of the cluster on [`PEER_ALPN`], any of its members on
-/// [`CLIENT_ALPN`]. Gives back whom it let in.
+/// The rule of the door: nodes of the cluster on [`PEER_ALPN`], its admins on [`ADMIN_ALPN`].
+/// Gives back whom it let in.
 pub fn admit(identity: Identity, alpn: &[u8], cluster: &str) -> Result<Identity, AdmitError> {
-    if alpn != PEER_ALPN && alpn != CLIENT_ALPN {
+    if alpn != PEER_ALPN && alpn != ADMIN_ALPN {
         return Err(AdmitError::Protocol {
             alpn: String::from_utf8_lossy(alpn).into_owned(),
         });
@@ -139,15 +150,110 @@ pub fn admit(identity: Identity, alpn: &[u8], cluster: &str) -> Result<Identity,
     if alpn == PEER_ALPN && identity.role() != Role::Node {
         return Err(AdmitError::NotANode { identity });
     }
+    if alpn == ADMIN_ALPN && identity.role() != Role::Admin {
+        return Err(AdmitError::NotAnAdmin { identity });
+    }
     Ok(identity)
 }
 
+/// Whose certificate was refused, and why: for logs, in which "expired" alone helps nobody.
+#[derive(Debug, Error)]
+#[error("the certificate of {who} is refused: {reason}")]
+struct Refused {
+    who: String,
+    reason: String,
+}
+
+impl Refused {
+    fn error(end_entity: &CertificateDer<'_>, reason: impl ToString) -> rustls::Error {
+        let who = Identity::from_certificate(end_entity).map_or_else(
+            |_unnamed| "a stranger".to_owned(),
+            |identity| identity.to_string(),
+        );
+        let reason = reason.to_string();
+        refused(Self { who, reason })
+    }
+}
+
+fn check_revocation(
+    authorities: &Authorities,
+    end_entity: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+) -> Result<(), rustls::Error> {
+    let mut chain = std::iter::once(end_entity).chain(intermediates);
+    if chain.any(|der| authorities.revocations.covers(der)) {
+        return Err(Refused::error(
+            end_entity,
+            "its authority has taken it back (crl_file)",
+        ));
+    }
+    Ok(())
+}
+
+/// Verifies the one who dials us: as rustls does, and against the revocation lists.
+#[derive(Debug)]
+pub(super) struct CallerVerifier {
+    chains: Arc<dyn ClientCertVerifier>,
+    authorities: Arc<Authorities>,
+}
+
+impl CallerVerifier {
+    pub(super) fn new(chains: Arc<dyn ClientCertVerifier>, authorities: Arc<Authorities>) -> Self {
+        Self {
+            chains,
+            authorities,
+        }
+    }
+}
+
+impl ClientCertVerifier for CallerVerifier {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.chains.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        let verified = self
+            .chains
+            .verify_client_cert(end_entity, intermediates, now)
+            .map_err(|reason| Refused::error(end_entity, reason))?;
+        check_revocation(&self.authorities, end_entity, intermediates)?;
+        Ok(verified)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.chains.verify_tls12_signature(message, cert, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.chains.verify_tls13_signature(message, cert, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.chains.supported_verify_schemes()
+    }
+}
+
 /// Verifies the one we dialled: chain, purpose, time and signatures as rustls does for any
-/// server, and in place of a DNS name the identity of a node of our cluster.
+/// server, the revocation lists, and in place of a DNS name the identity of a node of our cluster.
 #[derive(Debug)]
 struct NodeVerifier {
     cluster: String,
-    roots: Arc<RootCertStore>,
+    authorities: Arc<Authorities>,
     provider: Arc<CryptoProvider>,
 }
 
@@ -155,7 +261,7 @@ impl NodeVerifier {
     fn new(credentials: &Credentials) -> Self {
         Self {
             cluster: credentials.identity().cluster().to_owned(),
-            roots: credentials.roots(),
+            authorities: credentials.authorities(),
             provider: credentials.provider(),
         }
     }
@@ -172,11 +278,13 @@ impl ServerCertVerifier for NodeVerifier {
     ) -> Result<ServerCertVerified, rustls::Error> {
         verify_server_cert_signed_by_trust_anchor(
             &ParsedCertificate::try_from(end_entity)?,
-            &self.roots,
+            &self.authorities.roots,
             intermediates,
             now,
             self.provider.signature_verification_algorithms.all,
-        )?;
+        )
+        .map_err(|reason| Refused::error(end_entity, reason))?;
+        check_revocation(&self.authorities, end_entity, intermediates)?;
         let identity = Identity::from_certificate(end_entity).map_err(refused)?;
         // Only nodes are dialled, on either protocol.
         admit(identity, PEER_ALPN, &self.cluster).map_err(refused)?;
@@ -225,11 +333,12 @@ mod tests {
         BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
         SanType,
     };
+    use rustls::RootCertStore;
     use tokio::time::timeout;
 
     use super::*;
     use crate::model::Millis;
-    use crate::net::CertificateAuthority;
+    use crate::net::{CertificateAuthority, pem_files};
 
     const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 
@@ -340,15 +449,57 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn any_member_is_let_in_as_a_client() {
+    async fn only_admins_are_let_in_as_admins() {
         let ca = authority("blue");
         let server = credentials(&ca, "quorate://blue/node/a");
-        for role in ["node", "client", "admin"] {
-            let client = credentials(&ca, &format!("quorate://blue/{role}/b"));
-            let meeting = meet(&server, &client, CLIENT_ALPN).await;
-            assert_eq!(meeting.accepted.as_ref(), Ok(client.identity()));
-            assert_eq!(meeting.dialled.as_ref(), Ok(server.identity()));
+        let admin = credentials(&ca, "quorate://blue/admin/b");
+        let meeting = meet(&server, &admin, ADMIN_ALPN).await;
+        assert_eq!(meeting.accepted.as_ref(), Ok(admin.identity()));
+        assert_eq!(meeting.dialled.as_ref(), Ok(server.identity()));
+        for role in ["node", "client"] {
+            let other = credentials(&ca, &format!("quorate://blue/{role}/b"));
+            let meeting = meet(&server, &other, ADMIN_ALPN).await;
+            let text = meeting.accepted.unwrap_err();
+            assert!(text.contains("is not an admin"), "{text}");
         }
+    }
+
+    #[tokio::test]
+    async fn what_was_taken_back_is_refused_by_either_side() {
+        let dir = tempfile::tempdir().unwrap();
+        let ca = authority("blue");
+        let files = |name: &str| {
+            let identity = format!("quorate://blue/node/{name}").parse().unwrap();
+            let issued = ca.issue(&identity, &[], 365, now()).unwrap();
+            issued.save(dir.path(), crate::net::Existing::Keep).unwrap()
+        };
+        let (a, b) = (files("a"), files("b"));
+        let ca_path = ca.save(dir.path()).unwrap().cert;
+        let certificate = std::fs::read(&b.cert).unwrap();
+        let certificate = pem_files::certificates(&certificate, &b.cert).unwrap();
+        let crl = ca
+            .revoke(&[&certificate[0]], dir.path(), 30, now())
+            .unwrap();
+        let load = |files: crate::net::IssuedFiles, crl| {
+            let files = crate::net::CredentialFiles {
+                ca: ca_path.clone(),
+                cert: files.cert,
+                key: files.key,
+                crl,
+            };
+            Credentials::load(&files, now())
+        };
+        // The one it is about does not know of the list.
+        let (a, b) = (load(a, Some(crl)).unwrap(), load(b, None).unwrap());
+        let we_dial = meet(&b, &a, PEER_ALPN).await.dialled;
+        let we_accept = meet(&a, &b, PEER_ALPN).await.accepted;
+        for refused in [we_dial, we_accept] {
+            let text = refused.unwrap_err();
+            assert!(text.contains("quorate://blue/node/b is refused"), "{text}");
+            assert!(text.contains("taken it back"), "{text}");
+        }
+        assert!(a.still_trusts(&certificate, now()).is_err());
+        assert!(b.still_trusts(&certificate, now()).is_ok());
     }
 
     #[tokio::test]
@@ -401,7 +552,7 @@ mod tests {
         let ca = authority("blue");
         let server = credentials(&ca, "quorate://blue/node/a");
         let stranger = credentials(&ca, "quorate://green/node/b");
-        for alpn in [PEER_ALPN, CLIENT_ALPN] {
+        for alpn in [PEER_ALPN, ADMIN_ALPN] {
             // A stranger that takes our cluster for its own, so that only our side can refuse.
             let careless = NodeVerifier::new(&server);
             let config = dial_with(careless, &stranger, alpn).unwrap();
@@ -425,7 +576,7 @@ mod tests {
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(NodeVerifier::new(&server)))
             .with_no_client_auth();
-        config.alpn_protocols = vec![CLIENT_ALPN.to_vec()];
+        config.alpn_protocols = vec![ADMIN_ALPN.to_vec()];
         let config = Arc::new(config.try_into().unwrap());
         let meeting = meet_with(&server, config).await;
         let text = meeting.accepted.unwrap_err();
@@ -490,9 +641,10 @@ mod tests {
         let issuer = Issuer::new(params, ca_key);
         let mut roots = RootCertStore::empty();
         roots.add(ca.der().clone()).unwrap();
+        let authorities = Authorities::of(roots);
         let verifier = NodeVerifier {
             cluster: "blue".to_owned(),
-            roots: Arc::new(roots),
+            authorities: Arc::new(authorities),
             provider: Arc::new(rustls::crypto::ring::default_provider()),
         };
         let verify = |uri: &str| {
@@ -526,10 +678,10 @@ mod tests {
             ("quorate://blue/client/a", PEER_ALPN, false),
             ("quorate://blue/admin/a", PEER_ALPN, false),
             ("quorate://green/node/a", PEER_ALPN, false),
-            ("quorate://blue/node/a", CLIENT_ALPN, true),
-            ("quorate://blue/client/a", CLIENT_ALPN, true),
-            ("quorate://blue/admin/a", CLIENT_ALPN, true),
-            ("quorate://green/client/a", CLIENT_ALPN, false),
+            ("quorate://blue/node/a", ADMIN_ALPN, false),
+            ("quorate://blue/client/a", ADMIN_ALPN, false),
+            ("quorate://blue/admin/a", ADMIN_ALPN, true),
+            ("quorate://green/client/a", ADMIN_ALPN, false),
             ("quorate://Blue/node/a", PEER_ALPN, false),
             ("quorate://blue/node/a", b"", false),
             ("quorate://blue/node/a", b"quorate-peer/1 ", false),

@@ -2,6 +2,7 @@
 
 pub mod anti_entropy;
 pub mod catch_up;
+pub mod clock_probe;
 pub mod coordinator;
 pub mod handoff;
 pub mod membership;

@@ -1,15 +1,19 @@
 //! What a node knows of the ring and of itself, for people and tools.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::{Deserialize, Serialize};
 
 use super::anti_entropy::{AntiEntropy, RepairReport};
+use super::clock_probe::ClockProbe;
 use super::coordinator::Coordinator;
 use super::handoff::{Handoff, HintsReport};
-use super::membership::{Load, Membership};
+use super::membership::{Load, Membership, Shared};
+use super::replica::Replica;
 use crate::env::Env;
 use crate::model::{KeyHasher, Millis, NodeId, PartitionId};
+use crate::net::{Endpoint, days_left, utc_text};
 use crate::store::Store;
 
 /// Where the facts of a node come from.
@@ -33,6 +37,16 @@ pub struct NodeStatus {
     pub anti_entropy: Arc<AntiEntropy>,
     /// The cluster's hash.
     pub hasher: KeyHasher,
+    /// The network.
+    pub endpoint: Endpoint,
+    /// This node's own copy.
+    pub replica: Arc<Replica>,
+    /// How far other clocks are off.
+    pub clocks: Arc<ClockProbe>,
+    /// Settings that should be the same on all nodes.
+    pub settings: Shared,
+    /// Whether the node is being stopped.
+    pub is_stopping: Arc<AtomicBool>,
 }
 
 /// The ring as one node sees it. The JSON of `quorate ring status`: names are a contract.
@@ -57,6 +71,9 @@ pub struct RingStatus {
     pub balance: f64,
     /// All nodes, by name.
     pub nodes: Vec<NodeRow>,
+    /// Nodes of the cluster that are kept out of the ring.
+    #[serde(default)]
+    pub refused: Vec<RefusedRow>,
 }
 
 /// One node of a [`RingStatus`].
@@ -88,6 +105,26 @@ pub struct NodeRow {
     pub uptime_s: Option<u64>,
     /// The version of its software.
     pub version: String,
+    /// Of all copies of all keys, the part that this node is to hold: 0 to 1.
+    #[serde(default)]
+    pub share: f64,
+    /// When its certificate ends, as `2026-11-20T22:26:00Z`; `null` when it never told.
+    #[serde(default)]
+    pub certificate_until: Option<String>,
+    /// Whole days until then; negative once it has expired.
+    #[serde(default)]
+    pub certificate_days: Option<i64>,
+}
+
+/// A node that is kept out of the ring.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusedRow {
+    /// Its name.
+    pub id: String,
+    /// What is different there.
+    pub theirs: String,
+    /// What this node has.
+    pub ours: String,
 }
 
 /// Who is home of a key. The JSON of `quorate ring owners`: names are a contract.
@@ -115,6 +152,10 @@ impl NodeStatus {
             hints_for: homes.take(HINTS_FOR_MAX).collect(),
             started_at: self.started_at,
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            ring: self.coordinator.view().version(),
+            certificate_until: Some(self.endpoint.credentials().not_after()),
+            settings: self.settings,
+            is_stopping: false,
         }
     }
 
@@ -167,6 +208,7 @@ impl NodeStatus {
         let loads = self.membership.loads();
         let config = self.coordinator.config();
         let now = self.env.clock.wall();
+        let copies = view.members().iter().map(|m| view.homes_held(m.tag)).sum();
         let nodes = view.members().iter().map(|member| {
             let load = match member.id == self.self_id {
                 true => Some(self.load()),
@@ -188,7 +230,16 @@ impl NodeStatus {
                 hints_held: load.hints_held,
                 uptime_s: told.map(|started| now.0.saturating_sub(started.0) / 1_000),
                 version: load.version,
+                share: share(view.homes_held(member.tag), copies),
+                certificate_until: load.certificate_until.map(utc_text),
+                certificate_days: load.certificate_until.map(|end| days_left(end, now)),
             }
+        });
+        let refused = self.membership.strangers().into_iter();
+        let refused = refused.map(|stranger| RefusedRow {
+            id: stranger.id.to_string(),
+            theirs: stranger.theirs,
+            ours: stranger.ours,
         });
         RingStatus {
             cluster: view.params().cluster.clone(),
@@ -200,6 +251,50 @@ impl NodeStatus {
             ring_version: format!("{:016x}", view.version()),
             balance: view.balance(),
             nodes: nodes.collect(),
+            refused: refused.collect(),
+        }
+    }
+
+    /// Partitions of this node that it has not caught up on since its memory was lost.
+    #[must_use]
+    pub fn unsure_partitions(&self) -> usize {
+        let view = self.coordinator.view();
+        let own = self.self_id.tag();
+        let is_unsure = |partition: &PartitionId| {
+            view.homes(*partition).contains(&own) && !self.replica.is_sure(*partition)
+        };
+        view.params().partitions.all().filter(is_unsure).count()
+    }
+
+    /// Tells the others that this node is about to stop, so that they ask it no more; its own
+    /// clients are served on. Or takes that back.
+    pub async fn drain(&self, is_stopping: bool) {
+        self.is_stopping.store(is_stopping, Ordering::Relaxed);
+        self.membership.tell_stopping(is_stopping).await;
+    }
+
+    /// Whether requests for all keys can be served now; if not, why.
+    pub fn readiness(&self) -> Result<(), String> {
+        if self.is_stopping.load(Ordering::Relaxed) {
+            return Err("the node is being stopped".to_owned());
+        }
+        let view = self.coordinator.view();
+        let quorum = self.coordinator.config().quorum;
+        let need = usize::from(quorum.r().max(quorum.w()));
+        let members = view.members().iter();
+        let there = members.filter(|m| m.reachable && view.homes_held(m.tag) > 0);
+        let there = there.count();
+        if there < need {
+            return Err(format!(
+                "{there} nodes with data can be reached, {need} are needed"
+            ));
+        }
+        // Those who restart one node after the other wait for this. Not for ever: with others
+        // dead there may be nobody to catch up from.
+        match self.unsure_partitions() {
+            0 => Ok(()),
+            _ if self.uptime_s() >= CATCH_UP_MAX_S => Ok(()),
+            unsure => Err(format!("{unsure} partitions are not caught up yet")),
         }
     }
 
@@ -229,6 +324,20 @@ impl NodeStatus {
     }
 }
 
+fn share(held: usize, copies: usize) -> f64 {
+    if copies == 0 {
+        return 0.0;
+    }
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "at most 16 copies of 32,768 partitions"
+    )]
+    let share = held as f64 / copies as f64;
+    share
+}
+
+/// Far longer than catching up takes where there is somebody to catch up from.
+const CATCH_UP_MAX_S: u64 = 60;
 /// So many names of twenty digits at most fit what gossip carries of a node. With more homes away
 /// at once than that, reads may miss the hints of some.
 const HINTS_FOR_MAX: usize = 48;

@@ -84,6 +84,9 @@ pub enum Operation<'a> {
     /// Give the member table.
     #[serde(rename = "m")]
     Members,
+    /// Give the wall clock.
+    #[serde(rename = "k")]
+    Clock,
     /// Give a page of a partition's records: those whose key hash is greater than this, from the
     /// lowest on; if the ring is of this version for both.
     #[serde(rename = "p")]
@@ -165,6 +168,9 @@ pub enum Answer<'a> {
     /// To `Members`: the encoded member table.
     #[serde(rename = "m", borrow)]
     Members(&'a Bytes),
+    /// To `Clock`.
+    #[serde(rename = "k")]
+    Clock(Millis),
     /// To `Compare` and `Symbols`: how many states the set has, and coded symbols.
     #[serde(rename = "c")]
     Symbols(u64, #[serde(borrow)] &'a Bytes),

@@ -80,6 +80,11 @@ impl Clients {
 }
 
 impl Client {
+    /// Where it comes from.
+    pub(super) fn address(&self) -> &str {
+        &self.peer
+    }
+
     pub(super) fn name(&self) -> String {
         self.details().name.clone()
     }

@@ -1,21 +1,26 @@
 //! One connection: bytes in, commands carried out, replies out.
 
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::watch;
 use tokio::time::timeout;
-use tracing::debug;
+use tracing::{debug, warn};
 
-use super::Shared;
 use super::clients::Client;
-use super::plan::{Plan, run_local};
-use super::session::{Next, Queue, Session, Step};
-use crate::model::Levels;
-use crate::model::Millis;
+use super::levels::Door;
+use super::plan::{Counters, Plan, run_local};
+use super::session::{Login, Next, Queue, Session, Step};
+use super::slowlog::SlowEntry;
+use super::stats::Tally;
+use super::{Config, Shared};
+use crate::model::{Level, Levels, Millis};
 use crate::node::coordinator::Local;
-use crate::resp::{Command, CommandError, Encoder, Parsed, Parser};
+use crate::resp::{Command, CommandError, CommandKind, ConnectionCommand, Encoder, Parsed, Parser};
 
 /// A connection's state between two reads.
 pub(super) struct Connection<'a> {
@@ -28,7 +33,12 @@ pub(super) struct Connection<'a> {
 /// What carries commands out, and the replies it has so far.
 struct Executor<'a> {
     shared: &'a Shared,
+    config: Arc<Config>,
+    reloaded: watch::Receiver<Arc<Config>>,
+    door: Door,
+    peer_ip: Option<IpAddr>,
     session: Session,
+    tally: Tally,
     plan: Plan,
     output: Vec<u8>,
     /// The wall clock when the present input came.
@@ -38,15 +48,26 @@ struct Executor<'a> {
 }
 
 impl<'a> Connection<'a> {
-    pub(super) fn new(shared: &'a Shared, client: Arc<Client>, door: Levels) -> Self {
-        let session = Session::new(client, shared.config.password.is_none(), door);
+    pub(super) fn new(
+        shared: &'a Shared,
+        client: Arc<Client>,
+        (door, peer_ip): (Door, Option<IpAddr>),
+    ) -> Self {
+        let config = shared.config();
+        let levels = config.levels.of_door(door);
+        let session = Session::new(client, config.password.is_none(), levels);
         Self {
             shared,
-            parser: Parser::new(shared.config.limits()),
+            parser: Parser::new(config.limits()),
             input: Vec::new(),
             executor: Executor {
                 shared,
+                config,
+                reloaded: shared.config.subscribe(),
+                door,
+                peer_ip,
                 session,
+                tally: Tally::default(),
                 plan: Plan::default(),
                 output: Vec::new(),
                 now: shared.env.clock.wall(),
@@ -55,9 +76,13 @@ impl<'a> Connection<'a> {
         }
     }
 
-    /// Serves the connection until either side has enough of it.
-    pub(super) async fn run(mut self, mut stream: impl AsyncRead + AsyncWrite + Unpin) {
-        if let Err(error) = self.serve(&mut stream).await {
+    /// Serves the connection until either side has enough of it, or the door is being closed.
+    pub(super) async fn run(
+        mut self,
+        mut stream: impl AsyncRead + AsyncWrite + Unpin,
+        draining: &mut watch::Receiver<bool>,
+    ) {
+        if let Err(error) = self.serve(&mut stream, draining).await {
             debug!(%error, "connection lost");
             return;
         }
@@ -68,18 +93,31 @@ impl<'a> Connection<'a> {
     async fn serve(
         &mut self,
         stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
+        draining: &mut watch::Receiver<bool>,
     ) -> io::Result<()> {
         let mut next = Next::Go;
-        while next == Next::Go && self.read(stream).await? {
-            next = self.process(stream).await?;
+        loop {
+            let has_read = tokio::select! {
+                // What has come is carried out before the door closes.
+                biased;
+                has_read = self.read(stream) => has_read?,
+                _ = draining.wait_for(|is_draining| *is_draining) => false,
+            };
+            if !has_read {
+                return Ok(());
+            }
+            self.executor.follow_settings();
+            next = next.max(self.process(stream).await?);
             if self.shared.stats.connections_open.load(Ordering::Relaxed) > 1 {
                 // Let the others that have something to do come first: replies then leave
                 // together, and a client of many connections is woken once and not for each.
                 tokio::task::yield_now().await;
             }
             self.executor.write(stream).await?;
+            if next == Next::Close {
+                return Ok(());
+            }
         }
-        Ok(())
     }
 
     /// Reads what has come; `false` at the end.
@@ -95,7 +133,7 @@ impl<'a> Connection<'a> {
             .capacity()
             .clamp(READ_BYTES_MIN, BUFFER_BYTES_KEPT);
         self.input.reserve(room);
-        let config = &self.shared.config;
+        let config = &self.executor.config;
         let wait_max = if self.input.is_empty() {
             config.idle_max
         } else {
@@ -126,7 +164,7 @@ impl<'a> Connection<'a> {
         // command.
         executor.now = shared.env.clock.wall();
         executor.local = shared.coordinator.local();
-        let (mut commands, mut at, mut next) = (0, 0, Next::Go);
+        let (mut at, mut next) = (0, Next::Go);
         while next == Next::Go {
             match parser.parse(&input[at..]) {
                 Ok(Parsed::Request { consumed }) => {
@@ -134,7 +172,6 @@ impl<'a> Connection<'a> {
                     at += consumed;
                     let args = parser.args(request);
                     if !args.is_empty() {
-                        commands += 1;
                         next = executor.take(Command::parse(args), request).await;
                     }
                 }
@@ -160,14 +197,8 @@ impl<'a> Connection<'a> {
         executor.flush().await;
         executor.local = None;
         input.drain(..at.min(input.len()));
-        if commands > 0 {
-            let took = shared
-                .env
-                .clock
-                .monotonic()
-                .saturating_duration_since(started);
-            shared.stats.seconds.record(took, commands);
-        }
+        let ended = shared.env.clock.monotonic();
+        executor.note_time(ended.saturating_duration_since(started));
         Ok(next)
     }
 }
@@ -178,7 +209,7 @@ impl Executor<'_> {
         if command.is_err() {
             self.shared.stats.refused.fetch_add(1, Ordering::Relaxed);
         }
-        let limit = self.shared.config.limits().request_bytes_max;
+        let limit = self.config.limits().request_bytes_max;
         match self.session.take(command, request, limit) {
             Step::Run(command) => self.run(command).await,
             Step::Simple(text) => {
@@ -205,6 +236,8 @@ impl Executor<'_> {
                     let stats = &self.shared.stats;
                     let is_ok = run_local(local, command, self.now, stats, &mut reply);
                     stats.count(kind, is_ok);
+                    let levels = self.session.levels().shown();
+                    self.tally.add(kind, Some(level_of(kind, levels)));
                 } else {
                     self.plan.push(kind, command, self.now);
                     if self.plan.is_full() {
@@ -216,9 +249,12 @@ impl Executor<'_> {
             Command::Connection(_, command) => {
                 // In the order of the commands: what came before is answered before.
                 self.flush().await;
-                self.shared.stats.count(kind, true);
+                let login = self.log_in(&command).await;
+                self.shared.stats.count(kind, login != Some(Login::Wrong));
+                self.tally.add(kind, None);
+                let shared = (self.shared, &*self.config);
                 self.session
-                    .perform(kind, command, self.shared, &mut self.output)
+                    .perform(kind, command, shared, login, &mut self.output)
             }
         }
     }
@@ -227,7 +263,7 @@ impl Executor<'_> {
     async fn run_transaction(&mut self, queue: &Queue) -> Next {
         self.flush().await;
         self.reply().array(queue.commands);
-        let mut parser = Parser::new(self.shared.config.limits());
+        let mut parser = Parser::new(self.config.limits());
         let mut at = 0;
         let mut next = Next::Go;
         // Each was parsed when it was queued; the bytes are the same.
@@ -244,7 +280,7 @@ impl Executor<'_> {
     }
 
     fn too_big(&mut self, bytes: u64) {
-        let limit = self.shared.config.value_bytes_max;
+        let limit = self.config.value_bytes_max;
         self.plan.push_error(format!(
             "TOOBIG the command has {bytes} bytes where at most {limit} (max_value_bytes) fit; \
              nothing was written"
@@ -259,21 +295,100 @@ impl Executor<'_> {
         }
         let now = self.shared.env.clock.wall();
         let mut reply = Encoder::new(&mut self.output, self.session.protocol());
-        let rules = &self.shared.config.levels;
+        let rules = &self.config.levels;
         let levels = |key: &[u8]| {
             let levels = self.session.levels().of(key, rules);
             (levels, rules.is_sloppy(key))
+        };
+        let counters = Counters {
+            stats: &self.shared.stats,
+            tally: &mut self.tally,
+            slow: &self.shared.slow,
+            rules: self.config.slow,
+            client: self.session.client(),
         };
         let sloppy_writes = self
             .plan
             .run(
                 (&self.shared.coordinator, &levels),
                 now,
-                &self.shared.stats,
+                counters,
                 &mut reply,
             )
             .await;
         self.session.note_sloppy_writes(sloppy_writes);
+    }
+
+    /// Takes over settings that have changed.
+    fn follow_settings(&mut self) {
+        // An atomic load, as long as nothing has changed.
+        if self.reloaded.has_changed().unwrap_or(false) {
+            self.config = Arc::clone(&self.reloaded.borrow_and_update());
+            self.session.on_reload(&self.config, self.door);
+        }
+    }
+
+    /// Checks the password that a command brings, if it brings one.
+    async fn log_in(&self, command: &ConnectionCommand<'_>) -> Option<Login> {
+        let (user, given) = match command {
+            ConnectionCommand::Auth { user, password } => (*user, *password),
+            ConnectionCommand::Hello {
+                auth: Some((user, password)),
+                ..
+            } => (Some(*user), *password),
+            _ => return None,
+        };
+        let is_default = user.is_none_or(|user| user == b"default");
+        let Some(expected) = &self.config.password else {
+            return Some(match (user, is_default) {
+                (Some(_), false) => Login::Wrong,
+                (user, _) => Login::NotAsked {
+                    is_default: user.is_some(),
+                },
+            });
+        };
+        let logins = &self.shared.logins;
+        // A wrong user waits as a wrong password does.
+        let given = if is_default { given } else { b"" };
+        if logins
+            .check(expected, given, self.peer_ip, &self.shared.env)
+            .await
+        {
+            return Some(Login::Right);
+        }
+        let stats = &self.shared.stats;
+        stats.failed_logins.fetch_add(1, Ordering::Relaxed);
+        warn!(
+            client = self.session.client().address(),
+            "a login has failed"
+        );
+        Some(Login::Wrong)
+    }
+
+    /// All that came in one go has taken so long.
+    fn note_time(&mut self, took: Duration) {
+        self.shared.stats.took(took, &self.tally);
+        if took > self.config.slow.threshold && !self.tally.counts().is_empty() {
+            self.note_slow(took);
+        }
+        self.tally.clear();
+    }
+
+    fn note_slow(&self, took: Duration) {
+        let counts = self.tally.counts();
+        let commands = counts.iter().map(|(kind, _, count)| match count {
+            1 => kind.name().to_owned(),
+            count => format!("{} x {count}", kind.name()),
+        });
+        let level = counts.iter().find_map(|(_, level, _)| *level);
+        self.shared.slow.push(SlowEntry {
+            at_ms: self.shared.env.clock.wall().0,
+            took_us: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
+            commands: commands.collect::<Vec<_>>().join(", "),
+            level: level.map(|level| level.name().to_owned()),
+            client: self.session.client().address().to_owned(),
+            ..SlowEntry::default()
+        });
     }
 
     fn reply(&mut self) -> Encoder<'_> {
@@ -291,6 +406,16 @@ impl Executor<'_> {
             self.output = Vec::new();
         }
         Ok(())
+    }
+}
+
+/// The level of a command that is carried out here alone.
+const fn level_of(kind: CommandKind, levels: Levels) -> Level {
+    use CommandKind as K;
+    match kind {
+        K::Set | K::SetEx | K::PSetEx | K::MSet | K::Del | K::Unlink => levels.write,
+        K::Expire | K::PExpire | K::ExpireAt | K::PExpireAt | K::Persist => levels.write,
+        _ => levels.read,
     }
 }
 

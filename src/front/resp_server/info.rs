@@ -37,7 +37,7 @@ pub(super) fn text(shared: &Shared, wanted: &[&[u8]]) -> String {
 
 /// Settings that match one of the patterns, as pairs of name and value.
 pub(super) fn config(shared: &Shared, patterns: Args<'_>) -> Vec<(&'static str, String)> {
-    let config = &shared.config;
+    let config = shared.config();
     let known = [
         ("appendonly", "no".to_owned()),
         ("databases", "1".to_owned()),
@@ -93,7 +93,7 @@ fn server(shared: &Shared, text: &mut String) {
     line!(
         text,
         "tcp_port:{}",
-        shared.config.listen.map_or(0, |addr| addr.port())
+        shared.config().listen.map_or(0, |addr| addr.port())
     );
     line!(
         text,
@@ -111,7 +111,7 @@ fn clients(shared: &Shared, text: &mut String) {
         "connected_clients:{}",
         load(&shared.stats.connections_open)
     );
-    line!(text, "maxclients:{}", shared.config.connections_max);
+    line!(text, "maxclients:{}", shared.config().connections_max);
     line!(text, "blocked_clients:0");
 }
 

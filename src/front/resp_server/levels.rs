@@ -17,7 +17,22 @@ pub struct LevelRules {
     pub sloppy_keyspaces: Vec<(Vec<u8>, bool)>,
 }
 
+/// Where a client came in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Door {
+    Tcp,
+    Socket,
+}
+
 impl LevelRules {
+    /// The levels of a door.
+    pub(super) const fn of_door(&self, door: Door) -> Levels {
+        match door {
+            Door::Tcp => self.tcp,
+            Door::Socket => self.socket,
+        }
+    }
+
     /// The levels of a key's own keyspace: of the longest prefix that it begins with.
     pub(super) fn of_keyspace(&self, key: &[u8]) -> Option<Levels> {
         longest_prefix(&self.keyspaces, key)
@@ -53,6 +68,11 @@ impl ConnectionLevels {
             read: None,
             write: None,
         }
+    }
+
+    /// The door has other levels from now on.
+    pub(super) const fn set_door(&mut self, door: Levels) {
+        self.door = door;
     }
 
     /// Asks for other levels; `None`: as before.

@@ -8,13 +8,15 @@ mod command_info;
 mod connection;
 mod info;
 mod levels;
+mod login;
 mod plan;
 mod session;
+mod slowlog;
 mod stats;
 
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -24,17 +26,22 @@ use rustls::ServerConfig;
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, warn};
 
 use self::clients::Clients;
 use self::connection::Connection;
+use self::levels::Door;
 pub use self::levels::LevelRules;
+use self::login::Logins;
+pub use self::login::{Password, PasswordError};
+use self::slowlog::SlowLog;
+pub use self::slowlog::{SlowEntry, SlowRules};
 pub use self::stats::{BOUNDS_US, Latencies, RespStats};
 use super::unix::bind_unix;
 use crate::env::Env;
-use crate::model::Levels;
 use crate::node::coordinator::Coordinator;
 use crate::resp::Limits;
 
@@ -48,7 +55,7 @@ pub struct Config {
     /// TLS for the TCP address.
     pub tls: Option<Arc<ServerConfig>>,
     /// The password that `AUTH` and `HELLO` must give; `None`: none is asked for.
-    pub password: Option<String>,
+    pub password: Option<Password>,
     /// Connections open at once; one more is told so and closed.
     pub connections_max: u64,
     /// How long a connection may be silent; zero: for ever.
@@ -59,6 +66,8 @@ pub struct Config {
     pub value_bytes_max: usize,
     /// How consistent requests are.
     pub levels: LevelRules,
+    /// Which requests are noted as slow.
+    pub slow: SlowRules,
 }
 
 /// Why the door cannot be opened.
@@ -82,6 +91,9 @@ pub enum RespServerError {
         /// What the operating system said.
         cause: io::Error,
     },
+    /// No randomness for what logins are compared with.
+    #[error("no randomness from the operating system")]
+    NoRandomness,
     /// An open door on the network.
     #[error(
         "resp_listen = {addr} can be reached from other machines: set resp_tls_cert and \
@@ -119,7 +131,12 @@ pub struct LocalFacts {
 pub struct RespServer(Arc<Shared>);
 
 struct Shared {
-    config: Config,
+    /// Listening addresses stay as they were at the start.
+    config: watch::Sender<Arc<Config>>,
+    /// Whether the door is being closed.
+    draining: watch::Sender<bool>,
+    logins: Logins,
+    slow: SlowLog,
     env: Env,
     coordinator: Coordinator,
     facts: Arc<dyn NodeFacts>,
@@ -157,7 +174,10 @@ impl RespServer {
             None => None,
         };
         let shared = Arc::new(Shared {
-            config,
+            config: watch::Sender::new(Arc::new(config)),
+            draining: watch::Sender::new(false),
+            logins: Logins::new().ok_or(RespServerError::NoRandomness)?,
+            slow: SlowLog::default(),
             env: env.clone(),
             coordinator,
             facts,
@@ -171,6 +191,43 @@ impl RespServer {
             env.tasks.spawn(Arc::clone(&shared).accept_unix(listener));
         }
         Ok(Self(shared))
+    }
+
+    /// Goes on with other settings: connections that are open follow with what they ask next. The
+    /// addresses stay.
+    pub fn reload(&self, config: Config) -> Result<(), RespServerError> {
+        if let Some(addr) = config.listen
+            && !addr.ip().is_loopback()
+            && !config.is_protected()
+        {
+            return Err(RespServerError::Unprotected { addr });
+        }
+        self.0.config.send_replace(Arc::new(config));
+        Ok(())
+    }
+
+    /// Takes no more connections, lets those that are open finish what they have begun, and
+    /// closes them; waits at most so long. Whether all were done by then.
+    pub async fn drain(&self, wait_max: Duration) -> bool {
+        self.0.draining.send_replace(true);
+        let all_closed = async {
+            while self.0.stats.connections_open.load(Ordering::Relaxed) > 0 {
+                tokio::time::sleep(DRAIN_POLL).await;
+            }
+        };
+        timeout(wait_max, all_closed).await.is_ok()
+    }
+
+    /// The newest of what was slow or failed, the newest first.
+    #[must_use]
+    pub fn slow_entries(&self, count: usize) -> Vec<SlowEntry> {
+        self.0.slow.newest(count)
+    }
+
+    /// Forgets what was slow; how many entries there were.
+    #[must_use]
+    pub fn clear_slow_entries(&self) -> usize {
+        self.0.slow.clear()
     }
 
     /// What was counted so far.
@@ -196,10 +253,28 @@ impl Config {
 }
 
 impl Shared {
+    fn config(&self) -> Arc<Config> {
+        Arc::clone(&self.config.borrow())
+    }
+
+    /// Resolves when the door is being closed.
+    async fn drained(&self) {
+        let mut draining = self.draining.subscribe();
+        // The sender lives as long as this.
+        drop(draining.wait_for(|is_draining| *is_draining).await);
+    }
+
     async fn accept_tcp(self: Arc<Self>, listener: TcpListener) {
-        let tls = self.config.tls.clone().map(TlsAcceptor::from);
+        let local = listener
+            .local_addr()
+            .map_or_else(|_| String::new(), |a| a.to_string());
         loop {
-            let (stream, peer) = match listener.accept().await {
+            let accepted = tokio::select! {
+                biased;
+                () = self.drained() => return,
+                accepted = listener.accept() => accepted,
+            };
+            let (stream, peer) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
                     on_accept_error(&error).await;
@@ -209,55 +284,56 @@ impl Shared {
             if let Err(error) = stream.set_nodelay(true) {
                 debug!(%error, "cannot set TCP_NODELAY");
             }
-            let local = listener
-                .local_addr()
-                .map_or_else(|_| String::new(), |a| a.to_string());
-            let shared = Arc::clone(&self);
-            match tls.clone() {
-                None => {
-                    let door = self.config.levels.tcp;
-                    self.serve(stream, peer.to_string(), local, door).await;
+            let ends = Ends {
+                peer: peer.to_string(),
+                peer_ip: Some(peer.ip()),
+                local: local.clone(),
+                door: Door::Tcp,
+            };
+            match self.config().tls.clone() {
+                None => self.serve(stream, ends).await,
+                Some(tls) => {
+                    let shared = Arc::clone(&self);
+                    let tls = TlsAcceptor::from(tls);
+                    self.env.tasks.spawn(async move {
+                        shared.serve_tls(&tls, stream, ends).await;
+                    });
                 }
-                Some(tls) => self.env.tasks.spawn(async move {
-                    shared
-                        .serve_tls(&tls, stream, peer.to_string(), local)
-                        .await;
-                }),
             }
         }
     }
 
-    async fn serve_tls(
-        self: Arc<Self>,
-        tls: &TlsAcceptor,
-        stream: TcpStream,
-        peer: String,
-        local: String,
-    ) {
+    async fn serve_tls(self: Arc<Self>, tls: &TlsAcceptor, stream: TcpStream, ends: Ends) {
         match timeout(TLS_HANDSHAKE_MAX, tls.accept(stream)).await {
-            Ok(Ok(stream)) => {
-                let door = self.config.levels.tcp;
-                self.serve(stream, peer, local, door).await;
-            }
-            Ok(Err(error)) => debug!(%peer, %error, "TLS handshake failed"),
-            Err(_) => debug!(%peer, "TLS handshake took too long"),
+            Ok(Ok(stream)) => self.serve(stream, ends).await,
+            Ok(Err(error)) => debug!(peer = ends.peer, %error, "TLS handshake failed"),
+            Err(_) => debug!(peer = ends.peer, "TLS handshake took too long"),
         }
     }
 
     async fn accept_unix(self: Arc<Self>, listener: UnixListener) {
         let path = self
-            .config
+            .config()
             .socket
             .as_ref()
             .map(|path| path.display().to_string());
         let path = path.unwrap_or_default();
         loop {
-            match listener.accept().await {
+            let accepted = tokio::select! {
+                biased;
+                () = self.drained() => return,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
                 Ok((stream, _)) => {
                     let stream: UnixStream = stream;
-                    let door = self.config.levels.socket;
-                    self.serve(stream, format!("{path}:0"), format!("{path}:0"), door)
-                        .await;
+                    let ends = Ends {
+                        peer: format!("{path}:0"),
+                        peer_ip: None,
+                        local: format!("{path}:0"),
+                        door: Door::Socket,
+                    };
+                    self.serve(stream, ends).await;
                 }
                 Err(error) => on_accept_error(&error).await,
             }
@@ -265,33 +341,48 @@ impl Shared {
     }
 
     /// Starts a connection's task, or tells it that there are too many.
-    async fn serve<S>(self: &Arc<Self>, mut stream: S, peer: String, local: String, door: Levels)
+    async fn serve<S>(self: &Arc<Self>, mut stream: S, ends: Ends)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let stats = &self.stats;
         stats.connections_accepted.fetch_add(1, Ordering::Relaxed);
-        if stats.connections_open.fetch_add(1, Ordering::Relaxed) >= self.config.connections_max {
+        let connections_max = self.config.borrow().connections_max;
+        if stats.connections_open.fetch_add(1, Ordering::Relaxed) >= connections_max {
             stats.connections_open.fetch_sub(1, Ordering::Relaxed);
             stats.connections_refused.fetch_add(1, Ordering::Relaxed);
             // It fits the fresh socket's buffer: this does not wait for the client.
             let told = timeout(TELL_MAX, stream.write_all(TOO_MANY)).await;
-            debug!(%peer, ?told, "too many connections (connections_max)");
+            debug!(
+                peer = ends.peer,
+                ?told,
+                "too many connections (connections_max)"
+            );
             return;
         }
         let shared = Arc::clone(self);
         self.env.tasks.spawn(async move {
-            let client = shared
-                .clients
-                .register(peer, local, shared.env.clock.wall());
+            let now = shared.env.clock.wall();
+            let client = shared.clients.register(ends.peer, ends.local, now);
             let open = OpenConnection {
                 shared: &shared,
                 client: Arc::clone(&client),
             };
-            Connection::new(&shared, client, door).run(stream).await;
+            let mut draining = shared.draining.subscribe();
+            Connection::new(&shared, client, (ends.door, ends.peer_ip))
+                .run(stream, &mut draining)
+                .await;
             drop(open);
         });
     }
+}
+
+/// Both ends of a connection.
+struct Ends {
+    peer: String,
+    peer_ip: Option<IpAddr>,
+    local: String,
+    door: Door,
 }
 
 /// Counts a connection out again, even when its task is stopped in mid-air.
@@ -313,7 +404,7 @@ impl Drop for OpenConnection<'_> {
 impl fmt::Debug for Shared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RespServer")
-            .field("config", &self.config)
+            .field("config", &self.config())
             .finish_non_exhaustive()
     }
 }
@@ -339,6 +430,7 @@ async fn on_accept_error(error: &io::Error) {
 const TOO_MANY: &[u8] = b"-ERR max number of clients reached\r\n";
 const TELL_MAX: Duration = Duration::from_millis(10);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+const DRAIN_POLL: Duration = Duration::from_millis(10);
 const TLS_HANDSHAKE_MAX: Duration = Duration::from_secs(10);
 /// Whoever may write to the socket may use the cache: its user and its group.
 const SOCKET_MODE: u32 = 0o660;

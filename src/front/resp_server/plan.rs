@@ -7,13 +7,15 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
-use crate::model::{Levels, Millis, Summary};
+use crate::model::{Level, Levels, Millis, Summary};
 use crate::node::coordinator::{Action, Coordinator, Local, Outcome, Ran, Request, RequestError};
 use crate::protocol::QuorumNotMet;
 use crate::resp::{CommandKind, DataCommand, Encoder, ExpiryArg, TtlForm};
 use crate::wire::Refusal;
 
-use super::stats::RespStats;
+use super::clients::Client;
+use super::slowlog::{SlowEntry, SlowLog, SlowRules};
+use super::stats::{RespStats, Tally};
 
 /// Which levels requests on a key have, and whether others may stand in for its homes.
 pub(super) type LevelsOf<'a> = &'a (dyn Fn(&[u8]) -> (Levels, bool) + Sync);
@@ -24,6 +26,52 @@ pub(super) struct Plan {
     buffer: Vec<u8>,
     steps: Vec<Step>,
     replies: Vec<Planned>,
+    /// Key and level of what is being carried out.
+    asked: Vec<(Range<usize>, Level)>,
+}
+
+/// Where it is noted what became of commands.
+pub(super) struct Counters<'a> {
+    pub(super) stats: &'a RespStats,
+    pub(super) tally: &'a mut Tally,
+    pub(super) slow: &'a SlowLog,
+    pub(super) rules: SlowRules,
+    pub(super) client: &'a Client,
+}
+
+/// A command that failed.
+struct Failed<'a> {
+    kind: CommandKind,
+    level: Level,
+    key: &'a [u8],
+    error: RequestError,
+}
+
+impl Counters<'_> {
+    fn note_failure(&self, coordinator: &Coordinator, failed: &Failed<'_>, now: Millis) {
+        if !self.slow.wants_failure(now) {
+            return;
+        }
+        let (partition, homes) = coordinator.homes_of(failed.key);
+        let key = String::from_utf8_lossy(failed.key);
+        self.slow.push(SlowEntry {
+            at_ms: now.0,
+            commands: failed.kind.name().to_owned(),
+            level: Some(failed.level.name().to_owned()),
+            client: self.client.address().to_owned(),
+            partition: Some(partition.0),
+            key: self.rules.with_keys.then(|| key.into_owned()),
+            homes: homes
+                .into_iter()
+                .map(|(name, is_reachable)| match is_reachable {
+                    true => name,
+                    false => format!("{name} (unreachable)"),
+                })
+                .collect(),
+            error: Some(error_text(failed.error)),
+            ..SlowEntry::default()
+        });
+    }
 }
 
 #[derive(Debug)]
@@ -136,11 +184,12 @@ impl Plan {
         &mut self,
         (coordinator, levels): (&Coordinator, LevelsOf<'_>),
         now: Millis,
-        stats: &RespStats,
+        counters: Counters<'_>,
         reply: &mut Encoder<'_>,
     ) -> u64 {
         // One copy of what the client sent, shared by all its requests.
         let buffer = Bytes::from(std::mem::take(&mut self.buffer));
+        self.asked.clear();
         let requests = self.steps.drain(..).map(|step| {
             let action = match step.verb {
                 Verb::Get => Action::Get,
@@ -152,12 +201,14 @@ impl Plan {
                 Verb::Delete => Action::Delete,
                 Verb::Expire { at } => Action::Expire { at },
             };
+            let span = step.key.clone();
             let key = buffer.slice(step.key);
             let (levels, is_sloppy) = levels(&key);
             let level = match action {
                 Action::Get | Action::Look => levels.read,
                 Action::Set { .. } | Action::Delete | Action::Expire { .. } => levels.write,
             };
+            self.asked.push((span, level));
             Request {
                 key,
                 action,
@@ -172,8 +223,21 @@ impl Plan {
         for planned in self.replies.drain(..) {
             match planned {
                 Planned::Command { kind, shape, steps } => {
-                    let is_ok = encode(&outcomes[steps], shape, now, stats, reply);
-                    stats.count(kind, is_ok);
+                    let stats = counters.stats;
+                    let level = self.asked.get(steps.start).map(|(_, level)| *level);
+                    let failed = encode(&outcomes[steps.clone()], shape, now, stats, reply);
+                    stats.count(kind, failed.is_none());
+                    counters.tally.add(kind, level);
+                    if let Some((place, error)) = failed {
+                        let (span, level) = &self.asked[steps.start + place];
+                        let failed = Failed {
+                            kind,
+                            level: *level,
+                            key: &buffer[span.clone()],
+                            error,
+                        };
+                        counters.note_failure(coordinator, &failed, now);
+                    }
                 }
                 Planned::Error(text) => reply.error(&text),
             }
@@ -218,7 +282,7 @@ pub(super) fn run_local(
         }
         command => {
             let (outcomes, shape) = local_outcomes(local, command, now);
-            return encode(&outcomes, shape, now, stats, reply);
+            return encode(&outcomes, shape, now, stats, reply).is_none();
         }
     }
     true
@@ -296,21 +360,22 @@ fn refused(refusal: Refusal) -> Outcome {
     }))
 }
 
-/// Encodes the reply to one command; whether it is no error.
+/// Encodes the reply to one command; the first outcome that is an error, if there is one.
 fn encode(
     outcomes: &[Outcome],
     shape: Shape,
     now: Millis,
     stats: &RespStats,
     reply: &mut Encoder<'_>,
-) -> bool {
-    let failed = outcomes.iter().find_map(|outcome| match outcome {
-        Outcome::Failed(error) => Some(*error),
+) -> Option<(usize, RequestError)> {
+    let mut numbered = outcomes.iter().enumerate();
+    let failed = numbered.find_map(|(place, outcome)| match outcome {
+        Outcome::Failed(error) => Some((place, *error)),
         _ => None,
     });
-    if let Some(error) = failed {
+    if let Some((_, error)) = failed {
         reply.error(&error_text(error));
-        return false;
+        return failed;
     }
     match shape {
         Shape::Value => outcomes
@@ -350,7 +415,7 @@ fn encode(
             reply.integer(i64::try_from(length).unwrap_or(i64::MAX));
         }
     }
-    true
+    None
 }
 
 fn encode_value(outcome: &Outcome, stats: &RespStats, reply: &mut Encoder<'_>) {

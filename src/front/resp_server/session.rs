@@ -2,10 +2,9 @@
 
 use std::sync::Arc;
 
-use super::Shared;
 use super::clients::Client;
-use super::levels::ConnectionLevels;
-use super::{command_info, info};
+use super::levels::{ConnectionLevels, Door};
+use super::{Config, Shared, command_info, info};
 use crate::model::{Level, Levels, Millis};
 use crate::resp::{
     ClientCommand, Command, CommandError, CommandKind, ConnectionCommand, Encoder, Protocol,
@@ -141,7 +140,8 @@ impl Session {
         &mut self,
         kind: CommandKind,
         command: ConnectionCommand<'_>,
-        shared: &Shared,
+        (shared, config): (&Shared, &Config),
+        login: Option<Login>,
         output: &mut Vec<u8>,
     ) -> Next {
         let now = shared.env.clock.wall();
@@ -159,24 +159,21 @@ impl Session {
                 return Next::Close;
             }
             ConnectionCommand::Reset => {
-                self.reset(shared);
+                self.reset(config);
                 Encoder::new(output, self.protocol).simple("RESET");
             }
             ConnectionCommand::Select(0) => reply.simple("OK"),
             ConnectionCommand::Select(_) => reply.error("ERR DB index is out of range"),
-            ConnectionCommand::Auth { user, password } => match self.log_in(user, password, shared)
-            {
+            ConnectionCommand::Auth { .. } => match self.log_in(login) {
                 Ok(()) => reply.simple("OK"),
                 Err(text) => reply.error(text),
             },
             ConnectionCommand::Hello {
-                version,
-                auth,
-                setname,
+                version, setname, ..
             } => {
-                self.hello(version, auth, setname, shared, output);
+                self.hello(version, setname, login, output);
             }
-            ConnectionCommand::Client(command) => self.client(&command, shared, &mut reply),
+            ConnectionCommand::Client(command) => self.about_client(&command, shared, &mut reply),
             ConnectionCommand::Command(query) => command_info::answer(query, &mut reply),
             ConnectionCommand::Info { sections } => {
                 let wanted: Vec<&[u8]> = sections.iter().collect();
@@ -231,47 +228,47 @@ impl Session {
         }
     }
 
-    fn reset(&mut self, shared: &Shared) {
+    fn reset(&mut self, config: &Config) {
         self.queue = None;
         self.levels.reset();
         self.protocol = Protocol::Resp2;
-        self.is_logged_in = shared.config.password.is_none();
+        self.is_logged_in = config.password.is_none();
         self.client.set_name(b"");
         self.client.set_protocol(self.protocol);
     }
 
-    fn log_in(
-        &mut self,
-        user: Option<&[u8]>,
-        password: &[u8],
-        shared: &Shared,
-    ) -> Result<(), &'static str> {
-        let Some(expected) = &shared.config.password else {
-            return match user {
-                // With no password set, the default user logs in with any, as in Redis.
-                Some(b"default") => Ok(()),
-                Some(_) => Err(WRONG_PASSWORD),
-                None => Err(NO_PASSWORD_SET),
-            };
-        };
-        if user.is_none_or(|user| user == b"default") && same(password, expected.as_bytes()) {
-            self.is_logged_in = true;
-            return Ok(());
+    /// The settings have changed. Whoever is logged in stays so, as in Redis.
+    pub(super) fn on_reload(&mut self, config: &Config, door: Door) {
+        self.levels.set_door(config.levels.of_door(door));
+        self.is_logged_in |= config.password.is_none();
+    }
+
+    pub(super) fn client(&self) -> &Client {
+        &self.client
+    }
+
+    fn log_in(&mut self, login: Option<Login>) -> Result<(), &'static str> {
+        match login {
+            Some(Login::Right) => {
+                self.is_logged_in = true;
+                Ok(())
+            }
+            Some(Login::Wrong) | None => Err(WRONG_PASSWORD),
+            Some(Login::NotAsked { is_default: true }) => Ok(()),
+            Some(Login::NotAsked { is_default: false }) => Err(NO_PASSWORD_SET),
         }
-        Err(WRONG_PASSWORD)
     }
 
     fn hello(
         &mut self,
         version: Option<i64>,
-        auth: Option<(&[u8], &[u8])>,
         name: Option<&[u8]>,
-        shared: &Shared,
+        login: Option<Login>,
         output: &mut Vec<u8>,
     ) {
         let mut reply = Encoder::new(output, self.protocol);
-        if let Some((user, password)) = auth
-            && let Err(text) = self.log_in(Some(user), password, shared)
+        if login.is_some()
+            && let Err(text) = self.log_in(login)
         {
             return reply.error(text);
         }
@@ -309,7 +306,7 @@ impl Session {
         reply.array(0);
     }
 
-    fn client(&self, command: &ClientCommand<'_>, shared: &Shared, reply: &mut Encoder<'_>) {
+    fn about_client(&self, command: &ClientCommand<'_>, shared: &Shared, reply: &mut Encoder<'_>) {
         let now = shared.env.clock.wall();
         match *command {
             ClientCommand::Id => reply.integer(i64::try_from(self.client.id).unwrap_or(i64::MAX)),
@@ -367,13 +364,15 @@ fn time(now: Millis, reply: &mut Encoder<'_>) {
     reply.bulk(micros.to_string().as_bytes());
 }
 
-/// Compares without telling by its time how much was right.
-fn same(given: &[u8], expected: &[u8]) -> bool {
-    let differences = given
-        .iter()
-        .zip(expected)
-        .fold(0, |sum, (a, b)| sum | (a ^ b));
-    given.len() == expected.len() && differences == 0
+/// What came of a password that a client gave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Login {
+    Right,
+    Wrong,
+    /// No password is set: the default user logs in with any, as in Redis.
+    NotAsked {
+        is_default: bool,
+    },
 }
 
 const WRONG_PASSWORD: &str = "WRONGPASS invalid username-password pair or user is disabled.";

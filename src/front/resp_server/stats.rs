@@ -3,6 +3,9 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use smallvec::SmallVec;
+
+use crate::model::Level;
 use crate::resp::CommandKind;
 
 /// Counters of the RESP door.
@@ -24,9 +27,42 @@ pub struct RespStats {
     pub hits: AtomicU64,
     /// Reads that found none.
     pub misses: AtomicU64,
-    /// How long requests took.
-    pub seconds: Latencies,
+    /// Passwords that were wrong.
+    pub failed_logins: AtomicU64,
+    /// How long requests took: of each command at each level, and without one last.
+    seconds: Box<[[Latencies; LEVELS]; CommandKind::COUNT]>,
 }
+
+/// Each level, and none: commands that are about the connection have none.
+const LEVELS: usize = Level::EVERY.len() + 1;
+
+/// What was carried out together: so many of each command at each level.
+#[derive(Debug, Default)]
+pub(super) struct Tally(SmallVec<[(CommandKind, Option<Level>, u64); TALLIED_INLINE]>);
+
+impl Tally {
+    /// Counts one command.
+    pub(super) fn add(&mut self, kind: CommandKind, level: Option<Level>) {
+        // The last one is the likeliest to come again.
+        let same = |(k, l, _): &&mut (CommandKind, Option<Level>, u64)| (*k, *l) == (kind, level);
+        match self.0.iter_mut().rev().find(same) {
+            Some((.., count)) => *count += 1,
+            None => self.0.push((kind, level, 1)),
+        }
+    }
+
+    /// How many of each.
+    pub(super) fn counts(&self) -> &[(CommandKind, Option<Level>, u64)] {
+        &self.0
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.0.clear();
+    }
+}
+
+/// A pipeline rarely has more kinds.
+const TALLIED_INLINE: usize = 4;
 
 impl Default for RespStats {
     fn default() -> Self {
@@ -40,7 +76,10 @@ impl Default for RespStats {
             connections_open: AtomicU64::new(0),
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
-            seconds: Latencies::default(),
+            failed_logins: AtomicU64::new(0),
+            seconds: Box::new(std::array::from_fn(|_| {
+                std::array::from_fn(|_| Latencies::default())
+            })),
         }
     }
 }
@@ -50,6 +89,19 @@ impl RespStats {
     pub fn count(&self, kind: CommandKind, is_ok: bool) {
         let counters = if is_ok { &self.answered } else { &self.failed };
         counters[kind as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Notes how long commands took that were carried out together: each took all of it.
+    pub(super) fn took(&self, took: Duration, tally: &Tally) {
+        for &(kind, level, count) in tally.counts() {
+            self.seconds[kind as usize][place(level)].record(took, count);
+        }
+    }
+
+    /// How long the commands of a kind took at a level.
+    #[must_use]
+    pub fn seconds(&self, kind: CommandKind, level: Option<Level>) -> &Latencies {
+        &self.seconds[kind as usize][place(level)]
     }
 
     /// How many commands of a kind were answered, and how many with an error.
@@ -67,11 +119,27 @@ impl RespStats {
     }
 }
 
+const fn place(level: Option<Level>) -> usize {
+    match level {
+        Some(level) => level as usize,
+        None => LEVELS - 1,
+    }
+}
+
 /// A histogram of durations: counts below each of [`BOUNDS_US`], and above all of them.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Latencies {
     buckets: [AtomicU64; BOUNDS_US.len() + 1],
     sum_us: AtomicU64,
+}
+
+impl Default for Latencies {
+    fn default() -> Self {
+        Self {
+            buckets: [const { AtomicU64::new(0) }; BOUNDS_US.len() + 1],
+            sum_us: AtomicU64::new(0),
+        }
+    }
 }
 
 impl Latencies {

@@ -176,6 +176,11 @@ impl AntiEntropy {
         })
     }
 
+    /// Repairs faster or slower from now on.
+    pub fn set_pace(&self, bytes_per_s: u64) {
+        self.pace.set(bytes_per_s);
+    }
+
     /// Starts its tasks; they end with those of the environment.
     pub fn start(self: &Arc<Self>) {
         let tasks = &self.parts.env.tasks;

@@ -29,7 +29,9 @@ use super::handoff::{Handoff, Owed};
 use super::replica::Replica;
 use super::staleness::StalenessMeter;
 use crate::env::Env;
-use crate::model::{HashedKey, Hlc, KeyHasher, Level, Millis, NodeTag, Quorum, Summary};
+use crate::model::{
+    HashedKey, Hlc, KeyHasher, Level, Millis, NodeTag, PartitionId, Quorum, Summary,
+};
 use crate::net::Transport;
 use crate::protocol::QuorumNotMet;
 use crate::ring::View;
@@ -128,6 +130,10 @@ pub struct CoordinatorStats {
     pub read_repairs: AtomicU64,
     /// Writes stamped anew because a replica held something newer.
     pub superseded_writes: AtomicU64,
+    /// What became of the quorums that reads needed.
+    pub reads: QuorumOutcomes,
+    /// The same of writes, deletes and changes of expiry.
+    pub writes: QuorumOutcomes,
     /// Requests that did not meet their quorum.
     pub quorums_not_met: AtomicU64,
     /// Reads that asked another replica for the record because the first was slow.
@@ -136,6 +142,17 @@ pub struct CoordinatorStats {
     pub sloppy_writes: AtomicU64,
     /// Reads whose quorum counted stand-ins: these may be stale.
     pub sloppy_reads: AtomicU64,
+}
+
+/// What became of quorums.
+#[derive(Debug, Default)]
+pub struct QuorumOutcomes {
+    /// Met by home nodes.
+    pub met: AtomicU64,
+    /// Met with the help of stand-ins.
+    pub sloppy: AtomicU64,
+    /// Not met.
+    pub not_met: AtomicU64,
 }
 
 /// What came of requests that were run together.
@@ -264,6 +281,17 @@ impl Coordinator {
     #[must_use]
     pub fn view(&self) -> Arc<View> {
         Arc::clone(&self.0.view.borrow())
+    }
+
+    /// The partition of a key, and its homes: their names, and whether they can be reached.
+    #[must_use]
+    pub fn homes_of(&self, key: &[u8]) -> (PartitionId, Vec<(String, bool)>) {
+        let view = self.view();
+        let partition = self.0.hashed(&view, key).partition;
+        let member = |&tag: &NodeTag| view.member(tag);
+        let homes = view.homes(partition).iter().filter_map(member);
+        let homes = homes.map(|member| (member.id.to_string(), member.reachable));
+        (partition, homes.collect())
     }
 
     /// What was observed of how fresh reads are.

@@ -56,9 +56,11 @@ impl Reply {
                 is_sure,
             },
             Answer::Refused(refusal) => Self::Failed(Some(refusal)),
-            Answer::Members(_) | Answer::Page(..) | Answer::Symbols(..) | Answer::States(..) => {
-                Self::Failed(None)
-            }
+            Answer::Members(_)
+            | Answer::Clock(_)
+            | Answer::Page(..)
+            | Answer::Symbols(..)
+            | Answer::States(..) => Self::Failed(None),
         })
     }
 }

@@ -19,6 +19,7 @@ use tracing::{info, warn};
 pub use self::owed::Owed;
 use self::replay::Progress;
 pub use self::report::{HintsReport, HomeHints};
+use super::pace::Pace;
 use super::replica::{Replica, Written};
 use crate::env::{
     Changes, Clock, Disk, DiskError, Durability, Journal, JournalFailed, JournalHealth,
@@ -54,6 +55,8 @@ pub struct Handoff {
     changed: Notify,
     /// The same for who gives them back.
     wake: Notify,
+    /// How fast hints are given back.
+    pub(super) pace: Pace,
     stats: HandoffStats,
 }
 
@@ -142,6 +145,7 @@ impl Handoff {
             );
         }
         Ok(Arc::new(Self {
+            pace: Pace::new(config.replay_bytes_per_s),
             config,
             clock,
             replica,
@@ -153,6 +157,11 @@ impl Handoff {
             wake: Notify::new(),
             stats: HandoffStats::default(),
         }))
+    }
+
+    /// Gives hints back faster or slower from now on.
+    pub fn set_replay_pace(&self, bytes_per_s: u64) {
+        self.pace.set(bytes_per_s);
     }
 
     /// Keeps hints. The future tells what became of them once they are on disk; they are kept

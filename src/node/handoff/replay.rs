@@ -19,7 +19,6 @@ use super::Handoff;
 use crate::env::Env;
 use crate::model::{KeyHasher, NodeTag, RecordRef, Stamp};
 use crate::net::{CallError, Lane, Operations, ReplySink, Response, Transport};
-use crate::node::pace::Pace;
 use crate::protocol::Missed;
 use crate::ring::{MemberState, View};
 use crate::wire::{Answer, FrameError, Operation, Refusal};
@@ -92,7 +91,6 @@ impl Handoff {
 impl Replay {
     /// Gives hints back, for as long as the environment's tasks run.
     pub async fn run(self) {
-        let pace = Arc::new(Pace::new(self.handoff.config.replay_bytes_per_s));
         let mut expire_at = self.env.clock.monotonic();
         let mut generation = 0;
         loop {
@@ -109,10 +107,8 @@ impl Replay {
             }
             let view = Arc::clone(&self.view.borrow());
             for home in self.due(&view, now) {
-                let (this, pace) = (self.clone(), Arc::clone(&pace));
-                self.env
-                    .tasks
-                    .spawn(async move { this.replay(home, &pace).await });
+                let this = self.clone();
+                self.env.tasks.spawn(async move { this.replay(home).await });
             }
             if self.handoff.count() == 0 {
                 drop(timeout(EXPIRE_INTERVAL, self.handoff.wake.notified()).await);
@@ -158,7 +154,8 @@ impl Replay {
     }
 
     /// Gives hints back to one home until there are none or it fails.
-    async fn replay(&self, home: NodeTag, pace: &Pace) {
+    async fn replay(&self, home: NodeTag) {
+        let pace = &self.handoff.pace;
         let is_gone = |view: &View| {
             let member = view.member(home);
             member.is_none_or(|member| member.state == MemberState::Left)

@@ -9,8 +9,8 @@
 //! Each chitchat message begins with a digest of all nodes: 24 bytes of versions, 15 of address
 //! and generation, 2 + the name. With names of 13 characters 1,000 nodes are 54 kB, below the
 //! 64 KiB that a message may have. Of the keys, the entry is about 200 bytes, the parameters 30,
-//! the table's digest 16 and the load 110, 20 more for each home that the node holds hints for, 48 of
-//! them at most: 360 kB for 1,000 nodes, sent once; after that only what changed. The member table itself travels over the bulk lane: 150 kB for 1,000 nodes, to those
+//! the table's digest 16 and the load 290, 20 more for each home that the node holds hints for, 48 of
+//! them at most: 540 kB for 1,000 nodes, sent once; after that only what changed. The member table itself travels over the bulk lane: 150 kB for 1,000 nodes, to those
 //! whose digest differs.
 //!
 //! # Suspicion
@@ -24,6 +24,7 @@
 mod belief;
 mod published;
 mod roster;
+mod seeds;
 mod socket;
 #[cfg(test)]
 mod tests;
@@ -45,10 +46,11 @@ use tokio::sync::watch;
 use tracing::{error, info, warn};
 
 use self::belief::KnownIds;
-pub use self::published::Load;
 use self::published::{
     LOAD_KEY, PARAMS_KEY, Params, RING_KEY, SHEET_KEY, TABLE_KEY, entry_text, load_text, page_key,
 };
+pub use self::published::{Load, Shared};
+pub use self::roster::Stranger;
 use self::roster::{Gossiped, Roster, Todo, digest_text};
 use self::socket::{GossipTransport, Inbox};
 use super::anti_entropy::DigestGossip;
@@ -168,6 +170,7 @@ impl Membership {
         });
         env.tasks.spawn(Arc::clone(&inner).run());
         env.tasks.spawn(Arc::clone(&inner).supervise());
+        env.tasks.spawn(Arc::clone(&inner).follow_seeds());
         Ok(Self(inner))
     }
 
@@ -185,13 +188,38 @@ impl Membership {
 
     /// Tells the others, with the next round, what this node holds.
     pub fn publish_load(&self, load: Load) {
-        *self.0.load.lock().unwrap_or_else(PoisonError::into_inner) = load;
+        let mut present = self.0.load.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_stopping = present.is_stopping;
+        *present = Load {
+            is_stopping,
+            ..load
+        };
     }
 
     /// What each other node last told that it holds.
     #[must_use]
     pub fn loads(&self) -> BTreeMap<NodeId, Load> {
         self.0.roster().loads()
+    }
+
+    /// Nodes that are kept out of the ring, because what all must agree on is different there.
+    #[must_use]
+    pub fn strangers(&self) -> Vec<Stranger> {
+        self.0.roster().strangers()
+    }
+
+    /// Tells the others whether this node is about to stop, and gives the news the time to arrive.
+    pub async fn tell_stopping(&self, is_stopping: bool) {
+        let inner = &self.0;
+        let load = {
+            let mut load = inner.load.lock().unwrap_or_else(PoisonError::into_inner);
+            load.is_stopping = is_stopping;
+            load_text(&load)
+        };
+        let gossip = inner.gossip();
+        let tell = |chitchat: &mut Chitchat| chitchat.self_node_state().set(LOAD_KEY, &load);
+        gossip.chitchat.with_chitchat(tell).await;
+        tokio::time::sleep(inner.config.gossip_interval * GOODBYE_ROUNDS).await;
     }
 
     /// The member table as bytes, for a peer that asks.
@@ -550,6 +578,8 @@ fn log_changes(before: &View, after: &View) {
     }
 }
 
+/// One to tell, one for whom the first did not reach.
+const GOODBYE_ROUNDS: u32 = 2;
 /// The member table's file in the data directory.
 const TABLE_FILE: &str = "members";
 /// A third of a gossip round: what gossip knows is acted on before the next one.

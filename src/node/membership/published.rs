@@ -41,6 +41,31 @@ pub struct Load {
     pub started_at: Millis,
     /// The version of its software.
     pub version: String,
+    /// The ring that it places keys by: equal where nodes agree.
+    #[serde(default)]
+    pub ring: u64,
+    /// The last moment of its certificate.
+    #[serde(default)]
+    pub certificate_until: Option<Millis>,
+    /// What its own configuration says that should be the same everywhere.
+    #[serde(default)]
+    pub settings: Shared,
+    /// It is about to stop: nothing should be asked of it any more.
+    #[serde(default)]
+    pub is_stopping: bool,
+}
+
+/// Settings that a node does not refuse others for, and that should be the same on all.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shared {
+    /// Replies a read needs.
+    pub r: u8,
+    /// Acknowledgements a write needs.
+    pub w: u8,
+    /// How long hints are kept, in milliseconds.
+    pub hint_window_ms: u64,
+    /// How far a clock may be ahead, in milliseconds.
+    pub clock_drift_ms: u64,
 }
 
 /// What all members of a ring must have in common, as text.

@@ -31,6 +31,17 @@ pub(super) struct Roster {
     refused: Vec<Refused>,
 }
 
+/// A node that is kept out of the ring.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stranger {
+    /// Its name.
+    pub id: NodeId,
+    /// What it has, as text.
+    pub theirs: String,
+    /// What this node has.
+    pub ours: String,
+}
+
 /// A node that cannot be in this ring.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Refused {
@@ -47,7 +58,8 @@ struct Peer {
     load: Option<Load>,
     sheet: Option<Arc<Sheet>>,
     table_digest: Option<String>,
-    differs: bool,
+    /// Its parameters, if they are not ours.
+    differs: Option<String>,
     live: bool,
     connection: Connection,
     reachable: bool,
@@ -104,6 +116,19 @@ impl Roster {
         self.peers.iter().filter_map(load).collect()
     }
 
+    pub(super) fn strangers(&self) -> Vec<Stranger> {
+        let stranger = |(id, peer): (&NodeId, &Peer)| {
+            let theirs = peer.differs.clone()?;
+            Some(Stranger {
+                id: id.clone(),
+                theirs,
+                ours: self.params.to_string(),
+            })
+        };
+        let alive = self.peers.iter().filter(|(_, peer)| peer.live);
+        alive.filter_map(stranger).collect()
+    }
+
     pub(super) fn sheets(&self) -> BTreeMap<NodeTag, Arc<Sheet>> {
         let sheet = |(id, peer): (&NodeId, &Peer)| Some((id.tag(), peer.sheet.clone()?));
         self.peers.iter().filter_map(sheet).collect()
@@ -137,15 +162,15 @@ impl Roster {
         peer.table_digest = value(TABLE_KEY);
         if let Some(theirs) = value(PARAMS_KEY) {
             let differs = theirs.parse::<Params>().as_ref() != Ok(&self.params);
-            if differs && !peer.differs {
+            if differs && peer.differs.is_none() {
                 let ours = self.params.to_string();
                 self.refused.push(Refused {
                     id: id.clone(),
-                    theirs,
+                    theirs: theirs.clone(),
                     ours,
                 });
             }
-            peer.differs = differs;
+            peer.differs = differs.then_some(theirs);
         }
     }
 
@@ -186,12 +211,14 @@ impl Roster {
         let own_digest = digest_text(&self.table);
         for (id, peer) in &mut self.peers {
             if peer.is_connected()
-                && !peer.differs
+                && peer.differs.is_none()
                 && let Some(entry) = &peer.entry
             {
                 self.table.merge_entry(entry.clone());
             }
-            peer.reachable = peer.live && (peer.is_connected() || peer.was_lost_lately(now));
+            peer.reachable = peer.live
+                && !peer.is_stopping()
+                && (peer.is_connected() || peer.was_lost_lately(now));
             let is_member = self.table.get(id).is_some();
             if !peer.is_connected()
                 && !is_member
@@ -250,6 +277,11 @@ impl Peer {
         if let Some(sheet) = Sheet::unpack(&head, |number| value(&page_key(number))) {
             self.sheet = Some(Arc::new(sheet));
         }
+    }
+
+    /// It has said that it is about to stop. Its next start says otherwise.
+    fn is_stopping(&self) -> bool {
+        self.load.as_ref().is_some_and(|load| load.is_stopping)
     }
 
     fn is_connected(&self) -> bool {

@@ -246,6 +246,16 @@ impl Batch {
         state.unanswered -= 1;
         let stats = &self.shared.stats;
         let item = &state.items[item];
+        let outcomes = match item.operation {
+            Op::Read(_) => &stats.reads,
+            Op::Learn { .. } | Op::Write { .. } | Op::Expire(_) => &stats.writes,
+        };
+        let outcome = match (item.has_failed(), item.was_sloppy()) {
+            (true, _) => &outcomes.not_met,
+            (false, true) => &outcomes.sloppy,
+            (false, false) => &outcomes.met,
+        };
+        count(outcome, 1);
         if item.has_failed() {
             count(&stats.quorums_not_met, 1);
         } else if item.was_sloppy() {

@@ -1,5 +1,7 @@
 //! The counters of all rooms as metrics, read when someone asks.
 
+mod machine;
+
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,10 +14,9 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
+use super::certificates::CertificateWatch;
 use super::resp_server::{BOUNDS_US, RespServer};
-use crate::model::PartitionId;
-use crate::net::Endpoint;
-use crate::node::replica::Replica;
+use crate::model::Level;
 use crate::node::staleness::Freshness;
 use crate::node::status::NodeStatus;
 use crate::resp::CommandKind;
@@ -25,10 +26,8 @@ use crate::resp::CommandKind;
 pub struct Metrics {
     /// Those of the RESP door.
     pub resp: RespServer,
-    /// Those of the network.
-    pub endpoint: Endpoint,
-    /// Those of the local copy.
-    pub replica: Arc<Replica>,
+    /// What is known of the certificates.
+    pub certificates: Arc<CertificateWatch>,
 }
 
 impl Metrics {
@@ -71,6 +70,9 @@ impl Collector for Snapshot {
         self.staleness(out)?;
         self.hints(out)?;
         self.entropy(out)?;
+        self.connections(out)?;
+        self.certificates(out)?;
+        self.machine(out)?;
         let counters = self.door_counters().into_iter().chain(self.room_counters());
         for Counter {
             name,
@@ -99,16 +101,27 @@ impl Snapshot {
             }
         }
         let help = "How long commands took, each with all that came in one go with it, in seconds";
-        let mut histogram =
+        let mut family =
             out.encode_descriptor("request_seconds", help, None, MetricType::Histogram)?;
-        let counts = stats.seconds.counts();
-        let bounds = BOUNDS_US
-            .iter()
-            .map(|&us| seconds(us))
-            .chain([f64::INFINITY]);
-        let buckets: Vec<(f64, u64)> = bounds.zip(counts).collect();
-        let sum = seconds(stats.seconds.sum_us());
-        histogram.encode_histogram::<NoLabelSet>(sum, counts.iter().sum(), &buckets, None)?;
+        let levels = Level::EVERY.into_iter().map(Some).chain([None]);
+        let series = levels.flat_map(|level| CommandKind::ALL.map(|kind| (kind, level)));
+        for (kind, level) in series {
+            let latencies = stats.seconds(kind, level);
+            let counts = latencies.counts();
+            let count: u64 = counts.iter().sum();
+            if count == 0 {
+                continue;
+            }
+            let bounds = BOUNDS_US.iter().map(|&us| seconds(us));
+            let buckets: Vec<_> = bounds.chain([f64::INFINITY]).zip(counts).collect();
+            let level = level.map_or("none", Level::name);
+            let labels = [("command", kind.name()), ("level", level)];
+            let sum = seconds(latencies.sum_us());
+            family
+                .encode_family(&labels)?
+                .encode_histogram::<NoLabelSet>(sum, count, &buckets, None)?;
+        }
+        self.quorums(out)?;
         gauge(
             out,
             "connections_open",
@@ -117,8 +130,25 @@ impl Snapshot {
         )
     }
 
+    fn quorums(&self, out: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let stats = self.status.coordinator.stats();
+        let help = "What became of the quorums that requests needed";
+        let mut family = out.encode_descriptor("quorums", help, None, MetricType::Counter)?;
+        for (operation, outcomes) in [("read", &stats.reads), ("write", &stats.writes)] {
+            for (outcome, counted) in [
+                ("met", &outcomes.met),
+                ("sloppy", &outcomes.sloppy),
+                ("not_met", &outcomes.not_met),
+            ] {
+                let labels = [("operation", operation), ("outcome", outcome)];
+                ConstCounter::new(load(counted)).encode(family.encode_family(&labels)?)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Counters of the RESP door.
-    fn door_counters(&self) -> [Counter; 6] {
+    fn door_counters(&self) -> [Counter; 7] {
         let stats = self.metrics.resp.stats();
         let counter = |name, help, counter| Counter {
             name,
@@ -128,6 +158,7 @@ impl Snapshot {
         [
             counter("read_hits", "Reads that found a value", &stats.hits),
             counter("read_misses", "Reads that found none", &stats.misses),
+            counter("failed_logins", "Wrong passwords", &stats.failed_logins),
             counter(
                 "protocol_errors",
                 "Clients closed for broken RESP",
@@ -154,8 +185,8 @@ impl Snapshot {
     /// Counters of coordinator, replica, membership and network.
     fn room_counters(&self) -> [Counter; 10] {
         let stats = self.status.coordinator.stats();
-        let net = self.metrics.endpoint.stats();
-        let drift = self.metrics.replica.drift_refusals();
+        let net = self.status.endpoint.stats();
+        let drift = self.status.replica.drift_refusals();
         let gossip = self.status.membership.refused_messages();
         let counter = |name, help, counted| Counter {
             name,
@@ -252,11 +283,7 @@ impl Snapshot {
         let help = "Partitions this node is a home of";
         let own = self.status.self_id.tag();
         gauge(out, "partitions_held", help, view.homes_held(own) as u64)?;
-        let replica = &self.metrics.replica;
-        let is_unsure = |partition: &PartitionId| {
-            view.homes(*partition).contains(&own) && !replica.is_sure(*partition)
-        };
-        let unsure = view.params().partitions.all().filter(is_unsure).count();
+        let unsure = self.status.unsure_partitions();
         let help = "Partitions whose memory was lost and is not caught up yet";
         gauge(out, "partitions_unsure", help, unsure as u64)
     }
