@@ -32,8 +32,13 @@ pub struct HintsArgs {
 #[derive(Debug, Subcommand)]
 enum HintsCommand {
     /// Give the hints for a node back now, without waiting for the next attempt.
+    #[command(after_help = "Example:\n  quorate hints replay cache-2")]
     Replay(HomeArgs),
     /// Drop the hints for a node: it will miss those writes until reads or repair bring them.
+    #[command(
+        after_help = "Examples:\n  quorate hints drop cache-2        (tells what it would do)\n  \
+        quorate hints drop cache-2 --yes"
+    )]
     Drop(DropArgs),
 }
 

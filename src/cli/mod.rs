@@ -20,7 +20,8 @@ mod table;
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::error::{ContextKind, ContextValue};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::env::{Clock, SystemClock};
 
@@ -79,10 +80,38 @@ enum Command {
     Man(generate::ManArgs),
 }
 
+/// The error with the subcommand that was most likely meant: letters that changed places, which
+/// are the most frequent slip, are one mistake here, and two and more to clap.
+fn corrected(mut error: clap::Error) -> clap::Error {
+    let Some(ContextValue::String(given)) = error.get(ContextKind::InvalidSubcommand) else {
+        return error;
+    };
+    let given = given.clone();
+    let mut command = Cli::command();
+    for word in std::env::args().skip(1).take_while(|word| *word != given) {
+        if let Some(sub) = command.find_subcommand(&word) {
+            command = sub.clone();
+        }
+    }
+    let names = command.get_subcommands().map(clap::Command::get_name);
+    let likeness = |name: &str| strsim::normalized_damerau_levenshtein(&given, name);
+    let likely = names
+        .filter(|name| likeness(name) >= LIKENESS_MIN)
+        .max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
+    if let Some(name) = likely {
+        let likely = ContextValue::Strings(vec![name.to_owned()]);
+        error.insert(ContextKind::SuggestedSubcommand, likely);
+    }
+    error
+}
+
+/// One slip in a name of three letters.
+const LIKENESS_MIN: f64 = 0.6;
+
 /// Runs the program with the arguments of the process.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::try_parse().unwrap_or_else(|error| corrected(error).exit());
     let out = &mut io::stdout().lock();
     let done = match cli.command {
         Command::Run(args) => run::run(&args),

@@ -29,8 +29,12 @@ pub struct RepairArgs {
 #[derive(Debug, Subcommand)]
 enum RepairCommand {
     /// Show agreement, differences and sessions, peer by peer.
+    #[command(after_help = "Examples:\n  quorate repair status\n  \
+        quorate repair status --watch --socket ./quorate-dev/node-0/admin.sock")]
     Status(StatusArgs),
     /// Compare partitions with their other homes now and repair what differs; wait for the end.
+    #[command(after_help = "Examples:\n  quorate repair run\n  \
+        quorate repair run --peer cache-2\n  quorate repair run --partition 412 --json")]
     Run(RunArgs),
 }
 

@@ -4,9 +4,13 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use quorate::env::{Clock, SystemClock};
+use redis::Commands;
 use tempfile::TempDir;
 
 pub(crate) const QUORATE: &str = env!("CARGO_BIN_EXE_quorate");
@@ -18,7 +22,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) struct Cluster {
     dev: Child,
     /// Removed after the nodes have stopped.
-    _dir: TempDir,
+    dir: TempDir,
     pub(crate) nodes: Vec<Node>,
     restarted: Vec<Child>,
 }
@@ -79,10 +83,41 @@ impl Cluster {
         let nodes = file["nodes"].as_array().unwrap().iter().map(node).collect();
         Some(Self {
             dev,
-            _dir: dir,
+            dir,
             nodes,
             restarted: Vec::new(),
         })
+    }
+
+    /// Where the cluster's authority and certificates are.
+    pub(crate) fn certs(&self) -> PathBuf {
+        self.dir.path().join("c/certs")
+    }
+
+    /// What a node has logged since the cluster was started.
+    pub(crate) fn log(&self, node: usize) -> String {
+        let log = self.dir.path().join(format!("c/node-{node}/log"));
+        std::fs::read_to_string(log).unwrap()
+    }
+
+    /// What a command that asks a node prints, and whether it exited 0.
+    pub(crate) fn ask(&self, node: usize, args: &[&str]) -> (String, bool) {
+        let socket = self.nodes[node].socket.to_str().unwrap();
+        let output = quorate(&[args, &["--socket", socket]].concat());
+        let text = [output.stdout, output.stderr].concat();
+        (
+            String::from_utf8_lossy(&text).into_owned(),
+            output.status.success(),
+        )
+    }
+
+    /// All nodes see all others, and have caught up.
+    pub(crate) fn settled(&self) -> bool {
+        let ready = |node: &Node| {
+            http_get(&node.http, "/readyz").is_some_and(|page| page.contains("200 OK"))
+        };
+        (0..self.nodes.len()).all(|node| self.reachable(node) == vec![true; self.nodes.len()])
+            && self.nodes.iter().all(ready)
     }
 
     pub(crate) fn connect(&self, node: usize) -> redis::Connection {
@@ -244,5 +279,63 @@ pub(crate) fn certificates(dir: &Path, cluster: &str, nodes: &[&str]) {
             "{}",
             String::from_utf8_lossy(&issued.stderr)
         );
+    }
+}
+
+/// So many clients that write and read what they have written, through some of the nodes.
+pub(crate) struct Clients {
+    stop: Arc<AtomicBool>,
+    done: Arc<AtomicU64>,
+    threads: Vec<JoinHandle<Vec<String>>>,
+}
+
+impl Clients {
+    /// Of one address each, in turn. Those of one cluster begin with different addresses: that
+    /// tells their keys apart.
+    pub(crate) fn start(addresses: &[String], count: usize) -> Self {
+        let (stop, done) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
+        let threads = (0..count).map(|client| {
+            let (stop, done) = (Arc::clone(&stop), Arc::clone(&done));
+            let mut connection = connect(&addresses[client % addresses.len()]);
+            let group = addresses[0].clone();
+            std::thread::spawn(move || {
+                let (key, mut failed) = (format!("client:{group}:{client}"), Vec::new());
+                for number in 0u64.. {
+                    if stop.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    let set: redis::RedisResult<()> = connection.set(&key, number);
+                    let got: redis::RedisResult<u64> = connection.get(&key);
+                    match (set, got) {
+                        (Ok(()), Ok(got)) if got == number => {}
+                        wrong => failed.push(format!("{wrong:?}, not {number}")),
+                    }
+                    done.fetch_add(2, Ordering::Relaxed);
+                }
+                failed
+            })
+        });
+        let threads = threads.collect();
+        Self {
+            stop,
+            done,
+            threads,
+        }
+    }
+
+    /// Waits until so many more requests are done.
+    pub(crate) fn go_on(&self, more: u64) {
+        let goal = self.done.load(Ordering::Relaxed) + more;
+        eventually("requests go on", PATIENCE, || {
+            self.done.load(Ordering::Relaxed) >= goal
+        });
+    }
+
+    /// How many requests there were, and what failed.
+    pub(crate) fn finish(self) -> (u64, Vec<String>) {
+        self.stop.store(true, Ordering::Relaxed);
+        let threads = self.threads.into_iter();
+        let failed = threads.flat_map(|thread| thread.join().unwrap()).collect();
+        (self.done.load(Ordering::Relaxed), failed)
     }
 }

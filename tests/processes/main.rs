@@ -12,6 +12,10 @@ mod common;
 #[cfg(test)]
 mod history;
 #[cfg(test)]
+mod operate;
+#[cfg(test)]
 mod repair;
 #[cfg(test)]
 mod sloppy;
+#[cfg(test)]
+mod trust;

@@ -28,12 +28,14 @@ use crate::model::Millis;
 #[command(
     after_help = "Examples:\n  quorate run --config /etc/quorate/quorate.toml\n  \
     quorate run --config quorate.toml --set log=debug\n  \
-    QUORATE_NODE=node-3 quorate run --config quorate.toml"
+    QUORATE_NODE=node-3 quorate run --config quorate.toml\n  \
+    QUORATE_NODE=node-3 QUORATE_CA_FILE=ca.pem QUORATE_CERT_FILE=node-3.pem \
+    QUORATE_KEY_FILE=node-3.key quorate run"
 )]
 pub struct RunArgs {
-    /// The configuration file.
+    /// The configuration file; without, the environment and --set say all.
     #[arg(long, value_name = "FILE")]
-    config: PathBuf,
+    config: Option<PathBuf>,
     /// A key to set on top of the file and the environment.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,
@@ -62,7 +64,7 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
 }
 
 fn load(args: &RunArgs) -> anyhow::Result<Checked> {
-    let sources = Sources::read(Some(&args.config), args.set.clone())?;
+    let sources = Sources::read(args.config.as_deref(), args.set.clone())?;
     Ok(Settings::load(&sources)?)
 }
 
