@@ -266,6 +266,7 @@ impl Gossip {
         let chitchat_config = chitchat_config(config, own.incarnation, table);
         let known_ids = Arc::new(KnownIds::new(chitchat_config.chitchat_id.clone()));
         let transport = GossipTransport {
+            own: config.quic,
             net: Arc::clone(net),
             inbox: inbox.clone(),
             known: Arc::clone(&known_ids),

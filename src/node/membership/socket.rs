@@ -36,6 +36,8 @@ impl Inbox {
 
 /// Opens the one socket that a chitchat has.
 pub(super) struct GossipTransport {
+    /// Where this node is: an earlier life of it may still be told of as dead.
+    pub(super) own: SocketAddr,
     pub(super) net: Arc<dyn GossipNet>,
     pub(super) inbox: Inbox,
     pub(super) known: Arc<KnownIds>,
@@ -56,6 +58,7 @@ impl Transport for GossipTransport {
             .take()
             .ok_or_else(|| anyhow::Error::msg("the gossip socket is open already"))?;
         Ok(Box::new(GossipSocket {
+            own: self.own,
             net: Arc::clone(&self.net),
             inbox: self.inbox.clone(),
             receiver: Some(receiver),
@@ -66,6 +69,7 @@ impl Transport for GossipTransport {
 }
 
 struct GossipSocket {
+    own: SocketAddr,
     net: Arc<dyn GossipNet>,
     inbox: Inbox,
     /// There until the socket is dropped.
@@ -86,8 +90,10 @@ impl Drop for GossipSocket {
 impl Socket for GossipSocket {
     /// Only queues: chitchat's loop waits for this, and must not wait for a dead peer.
     async fn send(&mut self, to: SocketAddr, message: ChitchatMessage) -> anyhow::Result<()> {
-        self.net
-            .send_gossip(to, Bytes::from(message.serialize_to_vec()));
+        if to != self.own {
+            self.net
+                .send_gossip(to, Bytes::from(message.serialize_to_vec()));
+        }
         Ok(())
     }
 
