@@ -306,6 +306,8 @@ impl Executor<'_> {
             slow: &self.shared.slow,
             rules: self.config.slow,
             client: self.session.client(),
+            clock: &*self.shared.env.clock,
+            started: self.shared.env.clock.monotonic(),
         };
         let sloppy_writes = self
             .plan

@@ -6,7 +6,9 @@
 use std::ops::Range;
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
+use crate::env::Clock;
 use crate::model::{Level, Levels, Millis, Summary};
 use crate::node::coordinator::{Action, Coordinator, Local, Outcome, Ran, Request, RequestError};
 use crate::protocol::QuorumNotMet;
@@ -37,6 +39,9 @@ pub(super) struct Counters<'a> {
     pub(super) slow: &'a SlowLog,
     pub(super) rules: SlowRules,
     pub(super) client: &'a Client,
+    pub(super) clock: &'a dyn Clock,
+    /// When it was begun.
+    pub(super) started: Instant,
 }
 
 /// A command that failed.
@@ -54,8 +59,13 @@ impl Counters<'_> {
         }
         let (partition, homes) = coordinator.homes_of(failed.key);
         let key = String::from_utf8_lossy(failed.key);
+        let took = self
+            .clock
+            .monotonic()
+            .saturating_duration_since(self.started);
         self.slow.push(SlowEntry {
             at_ms: now.0,
+            took_us: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
             commands: failed.kind.name().to_owned(),
             level: Some(failed.level.name().to_owned()),
             client: self.client.address().to_owned(),
