@@ -117,6 +117,7 @@ impl Doctor {
     pub async fn examine(&self) -> DoctorReport {
         self.status.clocks.ask_all().await;
         let mut findings = self.members();
+        findings.extend(self.refusals());
         findings.extend(self.quorums());
         findings.extend(self.ring().await);
         findings.extend(self.settings());
@@ -183,6 +184,33 @@ impl Doctor {
                 count => format!("all {count} other nodes can be reached"),
             };
             findings.push(Finding::ok(CHECK, found));
+        }
+        findings
+    }
+
+    /// Who was not let in of late, or did not let this node in.
+    fn refusals(&self) -> Vec<Finding> {
+        const CHECK: &str = "connections";
+        let since = self
+            .status
+            .env
+            .clock
+            .wall()
+            .0
+            .saturating_sub(REFUSED_LATELY_MS);
+        let refusals = self.status.endpoint.refusals().into_iter();
+        let recent = refusals.filter(|refused| refused.at.0 >= since);
+        let findings: Vec<_> = recent
+            .map(|refused| {
+                let found = format!("none with {}: {}", refused.with, refused.reason);
+                let advice = "if that is a node of this cluster, give it a certificate that holds \
+                              (`quorate certs show` and `quorate doctor` there), the right ca_file, \
+                              or another name; if it is not, keep it from this port";
+                Finding::problem(CHECK, found, advice)
+            })
+            .collect();
+        if findings.is_empty() {
+            return vec![Finding::ok(CHECK, "none was refused in the last minute")];
         }
         findings
     }
@@ -641,4 +669,5 @@ const FILES_BESIDE_CLIENTS: u64 = 200;
 /// Some rounds of gossip.
 const NEWS_MAX: Duration = Duration::from_millis(1_500);
 const CONNECT_MAX: Duration = Duration::from_secs(1);
+const REFUSED_LATELY_MS: u64 = 60 * 1_000;
 const LATELY_MS: u64 = 5 * 60 * 1_000;

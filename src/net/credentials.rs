@@ -257,6 +257,12 @@ impl Credentials {
         Arc::clone(&self.authorities)
     }
 
+    /// Whether one of these certificates was taken back by its authority.
+    pub(super) fn has_taken_back(&self, chain: &[CertificateDer<'_>]) -> bool {
+        let revocations = &self.authorities.revocations;
+        chain.iter().any(|der| revocations.covers(der))
+    }
+
     /// Whether a peer that was let in with this chain would be let in now. That its time is over
     /// meanwhile does not count: a connection outlives the certificate it was made with.
     pub(super) fn still_trusts(

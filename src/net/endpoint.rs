@@ -1,9 +1,9 @@
 //! One UDP socket and port for everything a node says to its peers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -19,7 +19,7 @@ use super::dial::DialBook;
 use super::gossip::{GossipMessage, GossipNet};
 use super::identity::Identity;
 use super::link::run_link;
-use super::peers::{CloseCode, Link, Peers};
+use super::peers::{CloseCode, Link, Made, Peers, RACE_WINDOW};
 use super::tls::{admit, negotiated_alpn, peer_chain, peer_identity, quic_client, quic_server};
 use super::transport::{CallError, Lane, Operations, PeerService, ReplySink, Response, Transport};
 use super::{ADMIN_ALPN, Credentials, PEER_ALPN, SERVER_NAME, TlsError};
@@ -68,6 +68,42 @@ pub struct NetStats {
     pub dropped_gossip: AtomicU64,
     /// Calls refused because a queue was full.
     pub busy_calls: AtomicU64,
+    /// Gossip messages handed to connections.
+    pub sent_gossip: AtomicU64,
+    /// Gossip messages that came.
+    pub received_gossip: AtomicU64,
+}
+
+/// A connection that was not made, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RefusedConnection {
+    /// The other end.
+    pub with: SocketAddr,
+    /// Why, in words.
+    pub reason: String,
+    /// The last time that it happened so.
+    pub at: Millis,
+}
+
+/// The last refusals, each once.
+#[derive(Debug, Default)]
+struct Refusals(Mutex<VecDeque<RefusedConnection>>);
+
+impl Refusals {
+    fn note(&self, with: SocketAddr, reason: String, at: Millis) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // Ports of those who dial change from one try to the next.
+        all.retain(|known| known.with.ip() != with.ip() || known.reason != reason);
+        if all.len() == REFUSALS_MAX {
+            all.pop_front();
+        }
+        all.push_back(RefusedConnection { with, reason, at });
+    }
+
+    fn all(&self) -> Vec<RefusedConnection> {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.iter().cloned().collect()
+    }
 }
 
 /// A node's QUIC endpoint. Clones share it.
@@ -90,6 +126,7 @@ pub(super) struct Inner {
     gossip_in: mpsc::Sender<GossipMessage>,
     gossip_out: Mutex<Option<mpsc::Receiver<GossipMessage>>>,
     pub(super) stats: NetStats,
+    refusals: Refusals,
     pub(super) frame_bytes_max: usize,
 }
 
@@ -98,6 +135,8 @@ pub(super) struct Inner {
 struct Trust {
     credentials: Credentials,
     dialling: quinn::ClientConfig,
+    /// Grows with each certificate of this node.
+    generation: u64,
 }
 
 /// What is known of the connection to a peer.
@@ -133,6 +172,7 @@ impl Endpoint {
         let trust = Trust {
             credentials: credentials.clone(),
             dialling,
+            generation: 0,
         };
         let (gossip_in, gossip_out) = mpsc::channel(GOSSIP_INBOX_MAX);
         Ok(Self(Arc::new(Inner {
@@ -149,6 +189,7 @@ impl Endpoint {
             gossip_in,
             gossip_out: Mutex::new(Some(gossip_out)),
             stats: NetStats::default(),
+            refusals: Refusals::default(),
             frame_bytes_max: frame_bytes_max(config.value_bytes_max),
         })))
     }
@@ -172,34 +213,51 @@ impl Endpoint {
 
     /// Shows other credentials from now on and judges by them, without losing a request:
     /// connections to peers are made anew with a new certificate before the old ones are closed.
-    /// Those of peers that are no longer believed are closed at once.
+    /// Peers whose certificate was taken back are cut off at once; those whose authority is not
+    /// believed any more are, unless they show another one.
     pub fn renew(&self, credentials: &Credentials) -> Result<(), NetError> {
         let (server, dialling) = quic_configs(credentials)?;
-        let trust = Trust {
-            credentials: credentials.clone(),
-            dialling,
-        };
-        self.0.quic.set_server_config(Some(server));
-        let before = {
-            let mut present = self.0.trust.write().unwrap_or_else(PoisonError::into_inner);
-            std::mem::replace(&mut *present, trust).credentials
-        };
-        let has_new_certificate = !credentials.has_certificate_of(&before);
+        {
+            let mut trust = self.0.trust.write().unwrap_or_else(PoisonError::into_inner);
+            let is_new = !credentials.has_certificate_of(&trust.credentials);
+            self.0.quic.set_server_config(Some(server));
+            *trust = Trust {
+                credentials: credentials.clone(),
+                dialling,
+                generation: trust.generation + u64::from(is_new),
+            };
+        }
         let now = self.0.env.clock.wall();
         for link in self.0.peers.all() {
-            match credentials.still_trusts(&link.chain(), now) {
-                Err(reason) => {
-                    warn!(peer = %link.id, %reason, "cut off: it is no longer believed");
-                    link.close(CloseCode::NotAdmitted);
-                }
-                Ok(()) if has_new_certificate => {
-                    let inner = Arc::clone(&self.0);
-                    self.0.env.tasks.spawn(inner.replace(link));
-                }
-                Ok(()) => {}
+            let chain = link.chain();
+            let Err(reason) = credentials.still_trusts(&chain, now) else {
+                continue;
+            };
+            if credentials.has_taken_back(&chain) {
+                warn!(peer = %link.id, %reason, "cut off: it is no longer believed");
+                link.close(CloseCode::NotAdmitted);
+            } else {
+                let inner = Arc::clone(&self.0);
+                self.0
+                    .env
+                    .tasks
+                    .spawn(inner.replace(link, Otherwise::Close));
             }
         }
+        self.0.replace_outdated();
         Ok(())
+    }
+
+    /// Connections to peers that were made with an earlier certificate of this node, and are being
+    /// made anew.
+    #[must_use]
+    pub fn outdated_connections(&self) -> usize {
+        let generation = self.0.trust().generation;
+        let links = self.0.peers.all();
+        links
+            .iter()
+            .filter(|link| link.generation < generation)
+            .count()
     }
 
     /// The credentials in use.
@@ -221,6 +279,12 @@ impl Endpoint {
     pub fn peer_facts(&self) -> Vec<PeerFacts> {
         let links = self.0.peers.all().into_iter();
         links.map(|link| link.facts()).collect()
+    }
+
+    /// The last connections that were refused, by either side of them.
+    #[must_use]
+    pub fn refusals(&self) -> Vec<RefusedConnection> {
+        self.0.refusals.all()
     }
 
     /// The address the socket is bound to.
@@ -280,9 +344,13 @@ impl GossipNet for Endpoint {
                 false
             }
         };
-        if !sent {
-            self.0.stats.dropped_gossip.fetch_add(1, Ordering::Relaxed);
-        }
+        let stats = &self.0.stats;
+        let counter = if sent {
+            &stats.sent_gossip
+        } else {
+            &stats.dropped_gossip
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
     }
 
     fn take_gossip(&self) -> Option<mpsc::Receiver<GossipMessage>> {
@@ -325,6 +393,7 @@ impl Inner {
     }
 
     pub(super) fn deliver_gossip(&self, message: GossipMessage) {
+        self.stats.received_gossip.fetch_add(1, Ordering::Relaxed);
         if self.gossip_in.try_send(message).is_err() {
             self.stats.dropped_gossip.fetch_add(1, Ordering::Relaxed);
         }
@@ -335,9 +404,12 @@ impl Inner {
     }
 
     fn credentials(&self) -> Credentials {
+        self.trust().credentials.clone()
+    }
+
+    fn trust(&self) -> RwLockReadGuard<'_, Trust> {
         // std RwLock: never held across an await.
-        let trust = self.trust.read().unwrap_or_else(PoisonError::into_inner);
-        trust.credentials.clone()
+        self.trust.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn accept_all(self: Arc<Self>) {
@@ -350,15 +422,27 @@ impl Inner {
                 continue;
             }
             let inner = Arc::clone(&self);
+            let from = incoming.remote_address();
+            let (accepted, generation) = {
+                let trust = self.trust();
+                (incoming.accept(), trust.generation)
+            };
+            let connecting = match accepted {
+                Ok(connecting) => connecting,
+                Err(error) => {
+                    debug!(%from, %error, "a connection ended as it began");
+                    continue;
+                }
+            };
             self.env.tasks.spawn(async move {
-                let from = incoming.remote_address();
-                match timeout(HANDSHAKE_MAX, incoming).await {
-                    Ok(Ok(connection)) => inner.admit(connection, None).await,
+                match timeout(HANDSHAKE_MAX, connecting).await {
+                    Ok(Ok(connection)) => inner.admit(connection, generation, None).await,
                     Ok(Err(error)) => {
                         inner
                             .stats
                             .refused_connections
                             .fetch_add(1, Ordering::Relaxed);
+                        inner.on_refused(from, &error);
                         warn!(%from, %error, "refused a connection");
                     }
                     Err(_) => debug!(%from, "a handshake took too long"),
@@ -371,9 +455,14 @@ impl Inner {
     async fn keep_house(self: Arc<Self>) {
         let mut ticks = tokio::time::interval(HOUSEKEEPING);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut looked = self.env.clock.monotonic();
         loop {
             ticks.tick().await;
             let now = self.env.clock.monotonic();
+            if now.saturating_duration_since(looked) >= OUTDATED_INTERVAL {
+                looked = now;
+                self.replace_outdated();
+            }
             for link in self.peers.all() {
                 link.lanes().into_iter().for_each(|lane| lane.expire(now));
             }
@@ -395,6 +484,11 @@ impl Inner {
         }
     }
 
+    fn on_refused(&self, with: SocketAddr, reason: &impl ToString) {
+        let now = self.env.clock.wall();
+        self.refusals.note(with, reason.to_string(), now);
+    }
+
     fn want(&self, addr: SocketAddr, expected: Option<NodeId>) {
         let now = self.env.clock.monotonic();
         self.dials
@@ -412,17 +506,18 @@ impl Inner {
     }
 
     async fn dial(self: Arc<Self>, addr: SocketAddr, expected: Option<NodeId>) {
-        let connection = self.connect(addr).await;
-        self.dialled(addr, connection.is_some());
-        if let Some(connection) = connection {
-            self.admit(connection, Some(expected)).await;
+        let connected = self.connect(addr).await;
+        self.dialled(addr, connected.is_some());
+        if let Some((connection, generation)) = connected {
+            self.admit(connection, generation, Some(expected)).await;
         }
     }
 
-    async fn connect(&self, addr: SocketAddr) -> Option<quinn::Connection> {
-        let dialling = {
-            let trust = self.trust.read().unwrap_or_else(PoisonError::into_inner);
-            trust.dialling.clone()
+    /// A connection, and with which of this node's certificates it was made.
+    async fn connect(&self, addr: SocketAddr) -> Option<(quinn::Connection, u64)> {
+        let (dialling, generation) = {
+            let trust = self.trust();
+            (trust.dialling.clone(), trust.generation)
         };
         let connecting = match self.quic.connect_with(dialling, addr, SERVER_NAME) {
             Ok(connecting) => connecting,
@@ -432,8 +527,9 @@ impl Inner {
             }
         };
         match timeout(DIAL_MAX, connecting).await {
-            Ok(Ok(connection)) => Some(connection),
+            Ok(Ok(connection)) => Some((connection, generation)),
             Ok(Err(error @ quinn::ConnectionError::TransportError(_))) => {
+                self.on_refused(addr, &error);
                 warn!(%addr, %error, "refused the node that was dialled");
                 None
             }
@@ -445,17 +541,41 @@ impl Inner {
         }
     }
 
-    /// Makes the connection to a peer anew. It replaces the old one as soon as it is there.
-    async fn replace(self: Arc<Self>, link: Arc<Link>) {
-        let addr = link.connection.remote_address();
-        for _attempt in 0..REPLACE_ATTEMPTS {
-            if let Some(connection) = self.connect(addr).await {
-                return self.admit(connection, Some(Some(link.id.clone()))).await;
+    /// Makes those connections anew that were made with an earlier certificate of this node.
+    fn replace_outdated(self: &Arc<Self>) {
+        let generation = self.trust().generation;
+        let now = self.env.clock.monotonic();
+        for link in self.peers.all() {
+            let is_old = link.generation < generation
+                // A younger one might be kept, for one of two that were made at the same time.
+                && now.saturating_duration_since(link.since) >= RACE_WINDOW;
+            if is_old && !link.is_replaced.swap(true, Ordering::Relaxed) {
+                let inner = Arc::clone(self);
+                self.env.tasks.spawn(inner.replace(link, Otherwise::Keep));
             }
-            tokio::time::sleep(REPLACE_PAUSE).await;
         }
-        // It goes on with the old one; when that ends, membership dials.
-        warn!(peer = %link.id, "cannot make the connection anew with the new certificate");
+    }
+
+    /// Makes the connection to a peer anew. It replaces the old one as soon as it is there.
+    async fn replace(self: Arc<Self>, link: Arc<Link>, otherwise: Otherwise) {
+        let addr = link.connection.remote_address();
+        match (self.connect(addr).await, otherwise) {
+            (Some((connection, generation)), _) => {
+                let expected = Some(Some(link.id.clone()));
+                if otherwise == Otherwise::Close {
+                    // Whatever becomes of the new one, the old one is over soon.
+                    let old = Arc::clone(&link);
+                    self.env.tasks.spawn(Arc::clone(&self).retire(old));
+                }
+                self.admit(connection, generation, expected).await;
+                link.is_replaced.store(false, Ordering::Relaxed);
+            }
+            (None, Otherwise::Keep) => link.is_replaced.store(false, Ordering::Relaxed),
+            (None, Otherwise::Close) => {
+                warn!(peer = %link.id, "cut off: it is no longer believed");
+                link.close(CloseCode::NotAdmitted);
+            }
+        }
     }
 
     /// Closes a connection that another has replaced, once nobody waits for an answer on it.
@@ -474,6 +594,7 @@ impl Inner {
     async fn admit(
         self: Arc<Self>,
         connection: quinn::Connection,
+        generation: u64,
         dialled: Option<Option<NodeId>>,
     ) {
         let from = connection.remote_address();
@@ -486,6 +607,7 @@ impl Inner {
                 self.stats
                     .refused_connections
                     .fetch_add(1, Ordering::Relaxed);
+                self.on_refused(from, &reason);
                 warn!(%from, reason, "closed a connection");
                 connection.close(CloseCode::NotAdmitted.into(), reason.as_bytes());
                 return;
@@ -496,8 +618,12 @@ impl Inner {
         } else {
             id.tag()
         };
-        let since = self.env.clock.monotonic();
-        let (link, outbox) = Link::new(id, connection, dialler, since, self.frame_bytes_max);
+        let made = Made {
+            dialler,
+            since: self.env.clock.monotonic(),
+            generation,
+        };
+        let (link, outbox) = Link::new(id, connection, made, self.frame_bytes_max);
         let link = Arc::new(link);
         if let Some(retired) = self.peers.adopt(&link) {
             // Either way the peer may have calls under way on it.
@@ -540,6 +666,13 @@ impl Inner {
         }
         Ok(Caller::Peer(id))
     }
+}
+
+/// What to do with a connection that cannot be made anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Otherwise {
+    Keep,
+    Close,
 }
 
 /// Who is at the other end of a connection.
@@ -634,9 +767,10 @@ const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
 const DIAL_MAX: Duration = Duration::from_millis(1_500);
 const HOUSEKEEPING: Duration = Duration::from_millis(20);
 const FETCH_TABLE_MAX: Duration = Duration::from_secs(5);
-/// Five attempts, a second between them: a peer that cannot be met in that time is away.
-const REPLACE_ATTEMPTS: u32 = 5;
-const REPLACE_PAUSE: Duration = Duration::from_secs(1);
+/// Different ones: a few are enough to see what is wrong.
+const REFUSALS_MAX: usize = 16;
+/// How often it is looked for connections to be made anew.
+const OUTDATED_INTERVAL: Duration = Duration::from_secs(1);
 /// Far longer than the new connection takes to be known at both ends.
 const RETIRED_MIN: Duration = Duration::from_secs(1);
 /// Whoever still waits by then has had its time.

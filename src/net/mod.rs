@@ -28,7 +28,7 @@ pub use authority::{
 };
 pub use certificate::{CertificateFacts, Holder, certificate_end, days_left, utc_text};
 pub use credentials::{CredentialFiles, Credentials, TlsError};
-pub use endpoint::{Config, Endpoint, NetError, NetStats, PeerFacts};
+pub use endpoint::{Config, Endpoint, NetError, NetStats, PeerFacts, RefusedConnection};
 pub use gossip::{GossipMessage, GossipNet};
 pub use identity::{Identity, IdentityError, Role};
 pub use memory::{MemoryNetwork, MemoryTransport};

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -26,18 +27,31 @@ pub(super) struct Link {
     /// Who dialled.
     pub(super) dialler: NodeTag,
     pub(super) since: Instant,
+    /// With which of this node's certificates.
+    pub(super) generation: u64,
+    /// Another is being made in its stead.
+    pub(super) is_replaced: AtomicBool,
     pub(super) gossip: mpsc::Sender<Bytes>,
     foreground: Arc<LaneQueue>,
     large: Arc<LaneQueue>,
     bulk: Arc<LaneQueue>,
 }
 
+/// How a link came to be.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Made {
+    /// Who dialled.
+    pub(super) dialler: NodeTag,
+    pub(super) since: Instant,
+    /// With which of this node's certificates.
+    pub(super) generation: u64,
+}
+
 impl Link {
     pub(super) fn new(
         id: NodeId,
         connection: Connection,
-        dialler: NodeTag,
-        since: Instant,
+        made: Made,
         frame_bytes_max: usize,
     ) -> (Self, mpsc::Receiver<Bytes>) {
         let (gossip, outbox) = mpsc::channel(GOSSIP_QUEUE_MAX);
@@ -47,8 +61,10 @@ impl Link {
             Self {
                 id,
                 connection,
-                dialler,
-                since,
+                dialler: made.dialler,
+                since: made.since,
+                generation: made.generation,
+                is_replaced: AtomicBool::new(false),
                 gossip,
                 foreground,
                 large,
@@ -218,6 +234,6 @@ impl Peers {
 }
 
 /// A handshake's length, generously: two that began together are both done within it.
-const RACE_WINDOW: Duration = Duration::from_secs(2);
+pub(super) const RACE_WINDOW: Duration = Duration::from_secs(2);
 /// A gossip round sends a handful of messages to a peer; more than this are stale anyway.
 const GOSSIP_QUEUE_MAX: usize = 64;

@@ -222,12 +222,9 @@ impl Node {
             ..
         } = self.status;
         is_stopping.store(true, Ordering::Relaxed);
-        // Both at once: the others stop asking this node while its own clients are still served.
-        let ((), are_done) = tokio::join!(
-            async { drop(timeout(wait_max, membership.tell_stopping(true)).await) },
-            self.resp.drain(wait_max)
-        );
-        if !are_done {
+        // First the others stop asking this node: its own clients are served meanwhile.
+        drop(timeout(wait_max, membership.tell_stopping(true)).await);
+        if !self.resp.drain(wait_max).await {
             warn!("stopped with requests still under way (shutdown_timeout)");
         }
         drop(timeout(wait_max, handoff.flush()).await);

@@ -54,6 +54,9 @@ impl Snapshot {
                 seconds.encode(family.encode_family(&labels)?)?;
             }
         }
+        let help = "Connections made with an earlier certificate of this node, and to be made anew";
+        let outdated = self.status.endpoint.outdated_connections();
+        gauge(out, "peer_connections_outdated", help, outdated as u64)?;
         let help = "Nodes kept out of the ring for their parameters";
         let strangers = self.status.membership.strangers().len();
         gauge(out, "peers_with_other_parameters", help, strangers as u64)

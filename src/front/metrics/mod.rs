@@ -183,7 +183,7 @@ impl Snapshot {
     }
 
     /// Counters of coordinator, replica, membership and network.
-    fn room_counters(&self) -> [Counter; 10] {
+    fn room_counters(&self) -> [Counter; 12] {
         let stats = self.status.coordinator.stats();
         let net = self.status.endpoint.stats();
         let drift = self.status.replica.drift_refusals();
@@ -229,6 +229,16 @@ impl Snapshot {
                 "peer_busy_calls",
                 "Calls that found a full queue",
                 of(&net.busy_calls),
+            ),
+            counter(
+                "gossip_sent",
+                "Gossip handed to connections",
+                of(&net.sent_gossip),
+            ),
+            counter(
+                "gossip_received",
+                "Gossip that came",
+                of(&net.received_gossip),
             ),
             counter(
                 "gossip_dropped",
