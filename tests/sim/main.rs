@@ -24,7 +24,7 @@ use self::breakage::Breakage;
 use self::faults::Fault;
 use quorate::model::Level;
 
-use self::run::{Report, Setting, replay, run};
+use self::run::{NOT_CAUGHT_UP, Report, Setting, replay, run};
 
 /// Runs seeds on all processors; stops at the first violation.
 fn run_all(seeds: std::ops::Range<u64>) -> Vec<Report> {
@@ -128,8 +128,12 @@ fn every_breakage_is_noticed() {
             breakage: Some(breakage),
             ..Setting::of_seed(0)
         };
-        let noticed = (0..BREAKAGE_SEEDS_MAX)
-            .find_map(|seed| Some((seed + 1, run(seed, setting).violation?)));
+        let noticed = (0..BREAKAGE_SEEDS_MAX).find_map(|seed| {
+            let violation = run(seed, setting).violation?;
+            // A wrong clock and a broken replica may keep a node from catching up. That is no
+            // promise to a client broken.
+            (!violation.starts_with(NOT_CAUGHT_UP)).then_some((seed + 1, violation))
+        });
         let Some((seeds, violation)) = noticed else {
             panic!("{breakage:?} was not noticed in {BREAKAGE_SEEDS_MAX} seeds");
         };

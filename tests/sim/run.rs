@@ -260,7 +260,7 @@ impl World {
             ));
         }
         if !self.cluster().is_sure() {
-            return Err("some node did not catch up within 30 s of peace".to_owned());
+            return Err(NOT_CAUGHT_UP.to_owned());
         }
         sleep(Duration::from_secs(2)).await;
         let nodes = self.cluster().nodes.len();
@@ -345,10 +345,9 @@ async fn simulate(seed: u64, setting: Setting) -> Report {
     let settled = world.settle().await;
 
     let history = world.history();
-    let violation = settled
-        .err()
-        .map(|why| (0, why))
-        .or_else(|| violation(&history, &setting))
+    // What clients saw comes first: it says more than that the cluster came to no rest.
+    let violation = violation(&history, &setting)
+        .or_else(|| settled.err().map(|why| (0, why)))
         .map(|(key, why)| format!("{why}\n{}", timeline(&history, key, &faults.log)));
     let messages = network.lock().messages;
     Report {
@@ -371,6 +370,9 @@ async fn simulate(seed: u64, setting: Setting) -> Report {
         violation,
     }
 }
+
+/// Some node is still not sure of some partition after 30 s of peace.
+pub(crate) const NOT_CAUGHT_UP: &str = "some node did not catch up within 30 s of peace";
 
 /// What may go wrong in a run.
 fn faults_of(seed: u64, setting: &Setting, quorum: Quorum) -> Faults {
