@@ -89,7 +89,12 @@ pub(super) fn ask_socket(socket: &Path, request: &AdminRequest) -> anyhow::Resul
     let stream = UnixStream::connect(socket).with_context(|| {
         format!("cannot reach a node at {path}: is it running? name its socket with --socket")
     })?;
-    stream.set_read_timeout(Some(ANSWER_MAX))?;
+    // The doctor waits for answers of other nodes.
+    let wait_max = match request {
+        AdminRequest::Doctor => EXAMINATION_MAX,
+        _ => ANSWER_MAX,
+    };
+    stream.set_read_timeout(Some(wait_max))?;
     let answer = admin::ask(&stream, request);
     let answer = answer.with_context(|| {
         format!(
@@ -120,5 +125,5 @@ fn resolve(address: &str) -> anyhow::Result<SocketAddr> {
 
 /// Where a node that was installed as a service has it, and where one that was started by hand.
 const SOCKETS: [&str; 2] = ["/run/quorate/admin.sock", "/var/lib/quorate/admin.sock"];
-/// The doctor waits for answers of other nodes.
-const ANSWER_MAX: Duration = Duration::from_secs(30);
+const ANSWER_MAX: Duration = Duration::from_secs(5);
+const EXAMINATION_MAX: Duration = Duration::from_secs(30);
