@@ -4,6 +4,7 @@ use thiserror::Error;
 
 use super::connection::{self, ConnectionCommand};
 use super::expiry::Unit;
+use super::parts;
 use super::{Args, CommandKind, ExpiryArg};
 use crate::model::{KeyError, LevelError, check_key};
 
@@ -82,6 +83,35 @@ pub enum DataCommand<'a> {
         /// The key.
         key: &'a [u8],
     },
+    /// `GETRANGE`, `SUBSTR`, `GETBIT`, `BITCOUNT`, `OBJECT`
+    Part {
+        /// The key.
+        key: &'a [u8],
+        /// What of its value is asked for.
+        part: Part,
+    },
+    /// `MEMORY USAGE`
+    Usage {
+        /// The key.
+        key: &'a [u8],
+    },
+}
+
+/// What of a value is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// Bytes; both ends belong to it, and count from the end where they are negative.
+    Range(i64, i64),
+    /// The bit of this number.
+    Bit(u64),
+    /// How many bits are set, in all or between these; whether those count bits.
+    Count(Option<(i64, i64, bool)>),
+    /// How Redis would keep it.
+    Encoding,
+    /// How long nobody has asked for it, in seconds: not noted, so 0.
+    IdleTime,
+    /// How many hold it.
+    References,
 }
 
 /// How to say when a value ends.
@@ -139,6 +169,19 @@ pub enum CommandError {
     /// A moment that cannot be.
     #[error("ERR invalid expire time in '{0}' command")]
     InvalidExpire(&'static str),
+    /// A timeout that is no number.
+    #[error("ERR timeout is not an integer or out of range")]
+    TimeoutNumber,
+    /// No sub-command has this name, or it has other arguments: where Redis does not say which.
+    #[error(
+        "ERR unknown subcommand or wrong number of arguments for '{name}'. Try {command} HELP."
+    )]
+    SubcommandOrArity {
+        /// The command, in upper case.
+        command: &'static str,
+        /// The name.
+        name: String,
+    },
     /// A timeout below zero.
     #[error("ERR timeout is negative")]
     NegativeTimeout,
@@ -157,6 +200,21 @@ pub enum CommandError {
     /// `QUORATE LEVEL` with a level that does not exist.
     #[error("ERR {0}")]
     Level(#[from] LevelError),
+    /// `SLOWLOG GET` of fewer than none.
+    #[error("ERR count should be greater than or equal to -1")]
+    SlowLogCount,
+    /// `GETBIT` of a bit that cannot be.
+    #[error("ERR bit offset is not an integer or out of range")]
+    BitOffset,
+    /// `OBJECT FREQ`, which is not noted.
+    #[error(
+        "ERR An LFU maxmemory policy is not selected, access frequency not tracked. Please note that \
+         when switching between policies at runtime LRU and LFU data will take some time to adjust."
+    )]
+    NoFrequency,
+    /// A command of Redis that has no sense here.
+    #[error("ERR {0} is not for Quorate: {1}")]
+    Refused(&'static str, &'static str),
     /// A command of Redis that this version lacks.
     #[error("ERR {0} needs an atomic update, which this version of Quorate does not have yet")]
     NotYet(&'static str),
@@ -206,6 +264,11 @@ impl<'a> Command<'a> {
             K::StrLen => DataCommand::StrLen {
                 key: only_key(args, kind)?,
             },
+            K::GetRange | K::SubStr => parts::range(args, kind)?,
+            K::GetBit => parts::bit(args, kind)?,
+            K::BitCount => parts::count(args, kind)?,
+            K::Object if args.len() > 2 => parts::object(args)?,
+            K::Memory if args.len() > 2 => parts::usage(args)?,
             _ => return Ok(Self::Connection(kind, connection::parse(kind, args)?)),
         };
         Ok(Self::Data(kind, data))
@@ -255,14 +318,14 @@ pub(super) fn lossy(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-fn only_key<'a>(args: Args<'a>, kind: CommandKind) -> Result<&'a [u8], CommandError> {
+pub(super) fn only_key<'a>(args: Args<'a>, kind: CommandKind) -> Result<&'a [u8], CommandError> {
     if args.len() != 2 {
         return Err(arity(kind));
     }
     key(args, 1)
 }
 
-fn key<'a>(args: Args<'a>, number: usize) -> Result<&'a [u8], CommandError> {
+pub(super) fn key<'a>(args: Args<'a>, number: usize) -> Result<&'a [u8], CommandError> {
     let key = args.get(number).unwrap_or_default();
     check_key(key)?;
     Ok(key)
@@ -387,6 +450,9 @@ fn ttl(args: Args<'_>, kind: CommandKind, form: TtlForm) -> Result<DataCommand<'
 }
 
 fn unknown(name: &[u8], args: Args<'_>) -> CommandError {
+    if let Some((name, why)) = refused(name) {
+        return CommandError::Refused(name, why);
+    }
     if let Some((name, least)) = not_yet(name) {
         // Arity first, as in Redis: a wrong use stays wrong when the command comes.
         if args.len() < least {
@@ -406,6 +472,38 @@ fn unknown(name: &[u8], args: Args<'_>) -> CommandError {
     }
     let name = lossy(&name[..name.len().min(ARGS_SHOWN_BYTES_MAX)]);
     CommandError::Unknown { name, args: shown }
+}
+
+/// Commands of Redis that will not come, and why.
+fn refused(name: &[u8]) -> Option<(&'static str, &'static str)> {
+    const WHY: [(&str, &str); 15] = [
+        ("DUMP", OTHER_FORMAT),
+        ("RESTORE", OTHER_FORMAT),
+        ("MIGRATE", OTHER_FORMAT),
+        ("MOVE", "read the value and set it in the other database"),
+        ("SWAPDB", "databases are prefixes of keys in one ring"),
+        ("DEBUG", "it would stop a node that others count on"),
+        ("SAVE", NO_FILES),
+        ("BGSAVE", NO_FILES),
+        ("BGREWRITEAOF", NO_FILES),
+        ("LASTSAVE", NO_FILES),
+        (
+            "SHUTDOWN",
+            "stop it with SIGTERM, as `systemctl stop quorate` does",
+        ),
+        ("REPLICAOF", NO_PRIMARY),
+        ("SLAVEOF", NO_PRIMARY),
+        ("FAILOVER", NO_PRIMARY),
+        (
+            "CLUSTER",
+            "a client sees one server; `quorate ring status` shows the nodes",
+        ),
+    ];
+    const OTHER_FORMAT: &str = "the format is that of Redis's own memory";
+    const NO_FILES: &str = "contents live in memory, on several nodes";
+    const NO_PRIMARY: &str = "every node takes writes, none is a primary";
+    WHY.into_iter()
+        .find(|(refused, _)| name.eq_ignore_ascii_case(refused.as_bytes()))
 }
 
 /// Commands of Redis that come with atomic updates, and the fewest words each has.

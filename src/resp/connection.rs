@@ -63,6 +63,12 @@ pub enum ConnectionCommand<'a> {
     },
     /// `DBSIZE`
     DbSize,
+    /// `SLOWLOG ...`
+    SlowLog(SlowLogQuery),
+    /// `OBJECT HELP`
+    ObjectHelp,
+    /// `MEMORY HELP`
+    MemoryHelp,
     /// `TIME`
     Time,
     /// `QUORATE LEVEL`: sets what is given, shows the levels if nothing is.
@@ -103,6 +109,19 @@ pub enum ClientCommand<'a> {
     /// `CLIENT NO-TOUCH`
     NoTouch(bool),
     /// `CLIENT HELP`
+    Help,
+}
+
+/// A sub-command of `SLOWLOG`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SlowLogQuery {
+    /// `SLOWLOG GET`: so many; `None`: all.
+    Get(Option<usize>),
+    /// `SLOWLOG LEN`
+    Len,
+    /// `SLOWLOG RESET`
+    Reset,
+    /// `SLOWLOG HELP`
     Help,
 }
 
@@ -159,12 +178,9 @@ pub(super) fn parse<'a>(
         (K::Exec, 1) => Ok(C::Exec),
         (K::Discard, 1) => Ok(C::Discard),
         (K::Wait, 3) => {
-            let number = |number| {
-                arg(number)
-                    .and_then(integer)
-                    .ok_or(CommandError::NotAnInteger)
-            };
-            let (replicas, timeout_ms) = (number(1)?, number(2)?);
+            let number = |number| arg(number).and_then(integer);
+            let replicas = number(1).ok_or(CommandError::NotAnInteger)?;
+            let timeout_ms = number(2).ok_or(CommandError::TimeoutNumber)?;
             if timeout_ms < 0 {
                 return Err(CommandError::NegativeTimeout);
             }
@@ -175,6 +191,9 @@ pub(super) fn parse<'a>(
         }
         (K::Quorate, 2..) => quorate(args),
         (K::DbSize, 1) => Ok(C::DbSize),
+        (K::SlowLog, 2..) => slow_log(args).map(C::SlowLog),
+        (K::Object, 2) => help(args, "OBJECT", C::ObjectHelp),
+        (K::Memory, 2) => help(args, "MEMORY", C::MemoryHelp),
         (K::Time, 1) => Ok(C::Time),
         _ => Err(arity(kind)),
     }
@@ -272,6 +291,60 @@ fn client(args: Args<'_>) -> Result<ClientCommand<'_>, CommandError> {
     }
 }
 
+/// The one sub-command that takes no key.
+fn help<'a>(
+    args: Args<'a>,
+    command: &'static str,
+    help: ConnectionCommand<'a>,
+) -> Result<ConnectionCommand<'a>, CommandError> {
+    let name = args.get(1).unwrap_or_default();
+    if name.eq_ignore_ascii_case(b"help") {
+        return Ok(help);
+    }
+    let known: &[&str] = match command {
+        "OBJECT" => &["ENCODING", "FREQ", "IDLETIME", "REFCOUNT"],
+        _ => &["USAGE"],
+    };
+    if known
+        .iter()
+        .any(|known| name.eq_ignore_ascii_case(known.as_bytes()))
+    {
+        return Err(sub_arity(&command.to_ascii_lowercase(), name));
+    }
+    Err(CommandError::UnknownSubcommand {
+        command,
+        name: lossy(name),
+    })
+}
+
+fn slow_log(args: Args<'_>) -> Result<SlowLogQuery, CommandError> {
+    use SlowLogQuery as Q;
+    let name = args.get(1).unwrap_or_default();
+    match (name.to_ascii_uppercase().as_slice(), args.get(2)) {
+        (b"GET", None) => Ok(Q::Get(Some(SLOW_ENTRIES))),
+        (b"GET", Some(count)) if args.len() == 3 => {
+            let count = integer(count).ok_or(CommandError::SlowLogCount)?;
+            match usize::try_from(count) {
+                Ok(count) => Ok(Q::Get(Some(count))),
+                Err(_negative) if count == -1 => Ok(Q::Get(None)),
+                Err(_negative) => Err(CommandError::SlowLogCount),
+            }
+        }
+        (b"LEN", None) => Ok(Q::Len),
+        (b"RESET", None) => Ok(Q::Reset),
+        (b"HELP", None) => Ok(Q::Help),
+        (b"GET", _) => Err(CommandError::SubcommandOrArity {
+            command: "SLOWLOG",
+            name: lossy(name),
+        }),
+        (b"LEN" | b"RESET" | b"HELP", _) => Err(sub_arity("slowlog", name)),
+        _ => Err(CommandError::UnknownSubcommand {
+            command: "SLOWLOG",
+            name: lossy(name),
+        }),
+    }
+}
+
 fn query(args: Args<'_>) -> Result<CommandQuery<'_>, CommandError> {
     use CommandQuery as Q;
     let Some(name) = args.get(1) else {
@@ -307,6 +380,9 @@ fn config(args: Args<'_>) -> Result<ConnectionCommand<'_>, CommandError> {
         patterns: args.from(2),
     })
 }
+
+/// As many as Redis shows unless asked for more.
+const SLOW_ENTRIES: usize = 10;
 
 fn on_or_off(word: &[u8]) -> Result<bool, CommandError> {
     match word.to_ascii_uppercase().as_slice() {

@@ -8,14 +8,15 @@ mod decode;
 mod expiry;
 mod kind;
 mod parser;
+mod parts;
 mod reply;
 mod table;
 
 #[cfg(test)]
 mod tests;
 
-pub use command::{Command, CommandError, DataCommand, Keys, Pairs, TtlForm};
-pub use connection::{ClientCommand, CommandQuery, ConnectionCommand};
+pub use command::{Command, CommandError, DataCommand, Keys, Pairs, Part, TtlForm};
+pub use connection::{ClientCommand, CommandQuery, ConnectionCommand, SlowLogQuery};
 pub use decode::{Reply, ReplyError, decode};
 pub use expiry::ExpiryArg;
 pub use kind::CommandKind;

@@ -67,14 +67,6 @@ impl<'a> Encoder<'a> {
         });
     }
 
-    /// Nothing, where an array could be.
-    pub fn null_array(&mut self) {
-        self.out.extend_from_slice(match self.protocol {
-            Protocol::Resp2 => b"*-1\r\n",
-            Protocol::Resp3 => b"_\r\n",
-        });
-    }
-
     /// The start of an array: `items` replies follow.
     pub fn array(&mut self, items: usize) {
         self.length(b'*', items);

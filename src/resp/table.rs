@@ -89,6 +89,19 @@ const COMMANDS: &[CommandFacts] = &[
         ],
     ),
     facts(
+        "bitcount",
+        -2,
+        &["readonly"],
+        (1, 1, 1),
+        &["@read", "@bitmap", "@slow"],
+        [
+            "Counts the bits that are set in a value.",
+            "2.6.0",
+            "bitmap",
+            "O(N)",
+        ],
+    ),
+    facts(
         "client",
         -2,
         &[],
@@ -248,6 +261,27 @@ const COMMANDS: &[CommandFacts] = &[
         ["Returns the value of a key.", "1.0.0", "string", "O(1)"],
     ),
     facts(
+        "getbit",
+        3,
+        &["readonly", "fast"],
+        (1, 1, 1),
+        &["@read", "@bitmap", "@fast"],
+        ["Returns a bit of a value.", "2.2.0", "bitmap", "O(1)"],
+    ),
+    facts(
+        "getrange",
+        4,
+        &["readonly"],
+        (1, 1, 1),
+        &["@read", "@string", "@slow"],
+        [
+            "Returns a part of a value.",
+            "2.4.0",
+            "string",
+            "O(N) where N is the length of the part",
+        ],
+    ),
+    facts(
         "hello",
         -1,
         &[
@@ -276,6 +310,19 @@ const COMMANDS: &[CommandFacts] = &[
         [
             "Returns what the server tells of itself.",
             "1.0.0",
+            "server",
+            "O(1)",
+        ],
+    ),
+    facts(
+        "memory",
+        -2,
+        &[],
+        (0, 0, 0),
+        &["@slow"],
+        [
+            "Tells how much memory a key takes.",
+            "4.0.0",
             "server",
             "O(1)",
         ],
@@ -313,6 +360,19 @@ const COMMANDS: &[CommandFacts] = &[
         (0, 0, 0),
         &["@fast", "@transaction"],
         ["Starts a transaction.", "1.2.0", "transactions", "O(1)"],
+    ),
+    facts(
+        "object",
+        -2,
+        &[],
+        (0, 0, 0),
+        &["@slow"],
+        [
+            "Tells of the inside of a value.",
+            "2.2.3",
+            "generic",
+            "O(1)",
+        ],
     ),
     facts(
         "persist",
@@ -478,12 +538,38 @@ const COMMANDS: &[CommandFacts] = &[
         ],
     ),
     facts(
+        "slowlog",
+        -2,
+        &[],
+        (0, 0, 0),
+        &["@admin", "@slow", "@dangerous"],
+        [
+            "Shows the requests that were slow or failed.",
+            "2.2.12",
+            "server",
+            "Depends on subcommand.",
+        ],
+    ),
+    facts(
         "strlen",
         2,
         &["readonly", "fast"],
         (1, 1, 1),
         &["@read", "@string", "@fast"],
         ["Returns the length of a value.", "2.2.0", "string", "O(1)"],
+    ),
+    facts(
+        "substr",
+        4,
+        &["readonly"],
+        (1, 1, 1),
+        &["@read", "@string", "@slow"],
+        [
+            "Returns a part of a value.",
+            "1.0.0",
+            "string",
+            "O(N) where N is the length of the part",
+        ],
     ),
     facts(
         "time",

@@ -42,6 +42,8 @@ fn show(command: DataCommand<'_>) -> String {
         DataCommand::Expire { key, at } => format!("{} {at:?}", text(key)),
         DataCommand::Persist { key } => text(key),
         DataCommand::Ttl { key, form } => format!("{} {form:?}", text(key)),
+        DataCommand::Part { key, part } => format!("{} {part:?}", text(key)),
+        DataCommand::Usage { key } => text(key),
     }
 }
 
@@ -73,6 +75,14 @@ fn commands_are_understood() {
         ("persist k", "persist k"),
         ("type k", "type k"),
         ("strlen k", "strlen k"),
+        ("getrange k 0 -1", "getrange k Range(0, -1)"),
+        ("substr k 1 2", "substr k Range(1, 2)"),
+        ("getbit k 7", "getbit k Bit(7)"),
+        ("bitcount k", "bitcount k Count(None)"),
+        ("bitcount k 0 8 bit", "bitcount k Count(Some((0, 8, true)))"),
+        ("object encoding k", "object k Encoding"),
+        ("memory usage k samples 5", "memory k"),
+        ("slowlog get", "slowlog SlowLog(Get(Some(10)))"),
         ("ping", "ping Ping(None)"),
         ("select 0", "select Select(0)"),
         (

@@ -16,6 +16,8 @@ mod operate;
 #[cfg(test)]
 mod repair;
 #[cfg(test)]
+mod replies;
+#[cfg(test)]
 mod sloppy;
 #[cfg(test)]
 mod trust;

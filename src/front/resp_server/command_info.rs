@@ -21,7 +21,7 @@ pub(super) fn answer(query: CommandQuery<'_>, reply: &mut Encoder<'_>) {
             for name in names.iter() {
                 match command_facts(name) {
                     Some(facts) => encode(facts, reply),
-                    None => reply.null_array(),
+                    None => reply.null(),
                 }
             }
         }

@@ -12,7 +12,7 @@ use crate::env::Clock;
 use crate::model::{Level, Levels, Millis, Summary};
 use crate::node::coordinator::{Action, Coordinator, Local, Outcome, Ran, Request, RequestError};
 use crate::protocol::QuorumNotMet;
-use crate::resp::{CommandKind, DataCommand, Encoder, ExpiryArg, TtlForm};
+use crate::resp::{CommandKind, DataCommand, Encoder, ExpiryArg, Part, TtlForm};
 use crate::wire::Refusal;
 
 use super::clients::Client;
@@ -126,6 +126,9 @@ enum Shape {
     Type,
     Length,
     Persisted,
+    Part(Part),
+    /// What a key of so many bytes takes.
+    Usage(usize),
 }
 
 impl Plan {
@@ -184,6 +187,8 @@ impl Plan {
             DataCommand::Ttl { key, form } => self.step(key, Verb::Look, Shape::Ttl(form)),
             DataCommand::Type { key } => self.step(key, Verb::Look, Shape::Type),
             DataCommand::StrLen { key } => self.step(key, Verb::Look, Shape::Length),
+            DataCommand::Part { key, part } => self.step(key, Verb::Get, Shape::Part(part)),
+            DataCommand::Usage { key } => self.step(key, Verb::Look, Shape::Usage(key.len())),
         };
         let steps = first..self.steps.len();
         self.replies.push(Planned::Command { kind, shape, steps });
@@ -290,6 +295,9 @@ pub(super) fn run_local(
             keys.iter()
                 .for_each(|key| get_local(local, key, stats, reply));
         }
+        DataCommand::Part { key, part } => {
+            local.get(key, |value| encode_part(value, part, stats, reply));
+        }
         command => {
             let (outcomes, shape) = local_outcomes(local, command, now);
             return encode(&outcomes, shape, now, stats, reply).is_none();
@@ -354,6 +362,9 @@ fn local_outcomes(local: &Local<'_>, command: DataCommand<'_>, now: Millis) -> (
         DataCommand::Ttl { key, form } => (one(look(key)), Shape::Ttl(form)),
         DataCommand::Type { key } => (one(look(key)), Shape::Type),
         DataCommand::StrLen { key } => (one(look(key)), Shape::Length),
+        // Carried out before.
+        DataCommand::Part { key, part } => (one(look(key)), Shape::Part(part)),
+        DataCommand::Usage { key } => (one(look(key)), Shape::Usage(key.len())),
     }
 }
 
@@ -424,8 +435,38 @@ fn encode(
                 .unwrap_or(0);
             reply.integer(i64::try_from(length).unwrap_or(i64::MAX));
         }
+        Shape::Part(part) => {
+            let value = match outcomes {
+                [Outcome::Value(Some(value))] => Some(&value[..]),
+                _ => None,
+            };
+            encode_part(value, part, stats, reply);
+        }
+        Shape::Usage(key_bytes) => match looked(outcomes) {
+            None => reply.null(),
+            Some(summary) => {
+                let value_bytes = summary.value_bytes.unwrap_or(0);
+                let bytes = value_bytes.saturating_add(key_bytes as u64) + RECORD_BYTES;
+                reply.integer(i64::try_from(bytes).unwrap_or(i64::MAX));
+            }
+        },
     }
     None
+}
+
+fn encode_part(value: Option<&[u8]>, part: Part, stats: &RespStats, reply: &mut Encoder<'_>) {
+    count_read(stats, value.is_some());
+    let held = value.unwrap_or_default();
+    let number = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+    match (part, value) {
+        (Part::Range(start, end), _) => reply.bulk(Part::range(held, start, end)),
+        (Part::Bit(offset), _) => reply.integer(i64::from(Part::bit(held, offset))),
+        (Part::Count(range), _) => reply.integer(number(Part::count(held, range))),
+        (Part::Encoding | Part::IdleTime | Part::References, None) => reply.null(),
+        (Part::Encoding, Some(value)) => reply.bulk(Part::encoding(value).as_bytes()),
+        (Part::IdleTime, Some(_)) => reply.integer(0),
+        (Part::References, Some(_)) => reply.integer(1),
+    }
 }
 
 fn encode_value(outcome: &Outcome, stats: &RespStats, reply: &mut Encoder<'_>) {
@@ -494,6 +535,8 @@ fn error_text(error: RequestError) -> String {
     }
 }
 
+/// What a record takes beyond key and value, measured with a million of them.
+const RECORD_BYTES: u64 = 80;
 /// More commands than this in one go are carried out in several.
 const STEPS_MAX: usize = 256;
 const BUFFER_BYTES_MAX: usize = 1024 * 1024;

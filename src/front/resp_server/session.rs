@@ -8,6 +8,7 @@ use super::{Config, Shared, command_info, info};
 use crate::model::{Level, Levels, Millis};
 use crate::resp::{
     ClientCommand, Command, CommandError, CommandKind, ConnectionCommand, Encoder, Protocol,
+    SlowLogQuery,
 };
 
 /// What the connection does after a command.
@@ -206,6 +207,9 @@ impl Session {
                 QUORATE_HELP.iter().for_each(|line| reply.simple(line));
             }
             ConnectionCommand::Time => time(now, &mut reply),
+            ConnectionCommand::SlowLog(query) => slow_log(query, shared, &mut reply),
+            ConnectionCommand::ObjectHelp => lines(OBJECT_HELP, &mut reply),
+            ConnectionCommand::MemoryHelp => lines(MEMORY_HELP, &mut reply),
             // Decided in `take`: none of these comes here.
             ConnectionCommand::Multi | ConnectionCommand::Exec | ConnectionCommand::Discard => {
                 reply.error("ERR MULTI calls can not be nested");
@@ -357,6 +361,43 @@ fn is_open_to_all(command: &Command<'_>) -> bool {
     )
 }
 
+fn lines(lines: &[&str], reply: &mut Encoder<'_>) {
+    reply.array(lines.len());
+    lines.iter().for_each(|line| reply.simple(line));
+}
+
+/// As Redis has it: id, time, microseconds, the words of the command, the client and its name.
+fn slow_log(query: SlowLogQuery, shared: &Shared, reply: &mut Encoder<'_>) {
+    match query {
+        SlowLogQuery::Get(count) => {
+            let entries = shared.slow.newest(count.unwrap_or(usize::MAX));
+            reply.array(entries.len());
+            for entry in entries {
+                let number = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+                reply.array(6);
+                reply.integer(number(entry.id));
+                reply.integer(number(entry.at_ms / 1_000));
+                reply.integer(number(entry.took_us));
+                let words = [Some(entry.commands), entry.key, entry.error];
+                let words: Vec<String> = words.into_iter().flatten().collect();
+                reply.array(words.len());
+                words.iter().for_each(|word| reply.bulk(word.as_bytes()));
+                reply.bulk(entry.client.as_bytes());
+                reply.bulk(b"");
+            }
+        }
+        SlowLogQuery::Len => {
+            let count = shared.slow.newest(usize::MAX).len();
+            reply.integer(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+        SlowLogQuery::Reset => {
+            shared.slow.clear();
+            reply.simple("OK");
+        }
+        SlowLogQuery::Help => lines(SLOWLOG_HELP, reply),
+    }
+}
+
 fn time(now: Millis, reply: &mut Encoder<'_>) {
     let micros = now.0 % 1_000 * 1_000;
     reply.array(2);
@@ -392,6 +433,44 @@ const QUORATE_HELP: &[&str] = &[
     "    acknowledged with the help of stand-ins, because home nodes were away.",
     "HELP",
     "    Print this help.",
+];
+const SLOWLOG_HELP: &[&str] = &[
+    "SLOWLOG <subcommand> [<arg> [value] [opt] ...]. Subcommands are:",
+    "GET [<count>]",
+    "    Return top <count> entries from the slowlog (default: 10, -1 mean all).",
+    "    Entries are made of:",
+    "    id, timestamp, time in microseconds, arguments array, client IP and port,",
+    "    client name",
+    "LEN",
+    "    Return the length of the slowlog.",
+    "RESET",
+    "    Reset the slowlog.",
+    "HELP",
+    "    Prints this help.",
+];
+const OBJECT_HELP: &[&str] = &[
+    "OBJECT <subcommand> [<arg> [value] [opt] ...]. Subcommands are:",
+    "ENCODING <key>",
+    "    Return the kind of internal representation used in order to store the value",
+    "    associated with a <key>.",
+    "FREQ <key>",
+    "    Return the access frequency index of the <key>. The returned integer is",
+    "    proportional to the logarithm of the recent access frequency of the key.",
+    "IDLETIME <key>",
+    "    Return the idle time of the <key>, that is the approximated number of",
+    "    seconds elapsed since the last access to the key.",
+    "REFCOUNT <key>",
+    "    Return the number of references of the value associated with the specified",
+    "    <key>.",
+    "HELP",
+    "    Prints this help.",
+];
+const MEMORY_HELP: &[&str] = &[
+    "MEMORY <subcommand> [<arg> [value] [opt] ...]. Subcommands are:",
+    "USAGE <key> [SAMPLES <count>]",
+    "    Return memory in bytes used by <key> and its value.",
+    "HELP",
+    "    Prints this help.",
 ];
 const CLIENT_HELP: &[&str] = &[
     "CLIENT <subcommand> [<arg> [value] [opt] ...]. Subcommands are:",
