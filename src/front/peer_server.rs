@@ -122,6 +122,10 @@ impl PeerServer {
                 self.scan(partition, after, out);
                 return self.replica.is_sure(partition);
             }
+            Operation::Keys(partition, after, limit) => {
+                self.keys(partition, after, limit, out);
+                return self.replica.is_sure(partition);
+            }
             Operation::HintedRead(key) => {
                 self.hinted(key, room, out);
                 return false;
@@ -247,6 +251,16 @@ impl PeerServer {
             page.len() < PAGE_BYTES_MAX
         });
         encode(&Answer::Page(count, ByteSlice::new(&page), next), out);
+    }
+
+    fn keys(&self, partition: PartitionId, after: Option<u64>, limit: u32, out: &mut Vec<u8>) {
+        let (mut count, mut page) = (0, Vec::new());
+        let next = self.replica.scan(partition, after, |key, record| {
+            encode(&(ByteSlice::new(key), Summary::of(record)), &mut page);
+            count += 1;
+            count < limit && page.len() < PAGE_BYTES_MAX
+        });
+        encode(&Answer::Keys(count, ByteSlice::new(&page), next), out);
     }
 
     /// The whole record while the response has room for values, its summary after that: the

@@ -169,6 +169,9 @@ pub enum CommandError {
     /// A moment that cannot be.
     #[error("ERR invalid expire time in '{0}' command")]
     InvalidExpire(&'static str),
+    /// `SCAN` from nowhere.
+    #[error("ERR invalid cursor")]
+    Cursor,
     /// A timeout that is no number.
     #[error("ERR timeout is not an integer or out of range")]
     TimeoutNumber,

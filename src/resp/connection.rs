@@ -63,6 +63,8 @@ pub enum ConnectionCommand<'a> {
     },
     /// `DBSIZE`
     DbSize,
+    /// `SCAN`, `KEYS`, `RANDOMKEY`
+    Keys(KeysQuery<'a>),
     /// `SLOWLOG ...`
     SlowLog(SlowLogQuery),
     /// `OBJECT HELP`
@@ -110,6 +112,29 @@ pub enum ClientCommand<'a> {
     NoTouch(bool),
     /// `CLIENT HELP`
     Help,
+}
+
+/// A question about the keys of the whole ring.
+#[derive(Debug, Clone, Copy)]
+pub enum KeysQuery<'a> {
+    /// `SCAN`
+    Scan {
+        /// Where to go on; 0: the beginning.
+        cursor: u64,
+        /// How many are wanted.
+        count: usize,
+        /// Only those that match.
+        pattern: Option<&'a [u8]>,
+        /// Only those whose values are of a type that there is.
+        is_known_type: bool,
+    },
+    /// `KEYS`: all that match.
+    All {
+        /// The pattern.
+        pattern: &'a [u8],
+    },
+    /// `RANDOMKEY`
+    Random,
 }
 
 /// A sub-command of `SLOWLOG`.
@@ -191,6 +216,11 @@ pub(super) fn parse<'a>(
         }
         (K::Quorate, 2..) => quorate(args),
         (K::DbSize, 1) => Ok(C::DbSize),
+        (K::Scan, 2..) => scan(args).map(C::Keys),
+        (K::Keys, 2) => Ok(C::Keys(KeysQuery::All {
+            pattern: arg(1).unwrap_or_default(),
+        })),
+        (K::RandomKey, 1) => Ok(C::Keys(KeysQuery::Random)),
         (K::SlowLog, 2..) => slow_log(args).map(C::SlowLog),
         (K::Object, 2) => help(args, "OBJECT", C::ObjectHelp),
         (K::Memory, 2) => help(args, "MEMORY", C::MemoryHelp),
@@ -317,6 +347,39 @@ fn help<'a>(
     })
 }
 
+/// `SCAN cursor [MATCH pattern] [COUNT count] [TYPE type]`
+fn scan(args: Args<'_>) -> Result<KeysQuery<'_>, CommandError> {
+    let cursor = std::str::from_utf8(args.get(1).unwrap_or_default());
+    let cursor = cursor.ok().filter(|text| !text.starts_with('+'));
+    let cursor = cursor.and_then(|text| text.parse().ok());
+    let cursor = cursor.ok_or(CommandError::Cursor)?;
+    let (mut count, mut pattern, mut is_known_type) = (SCAN_COUNT, None, true);
+    let mut number = 2;
+    while let Some(option) = args.get(number) {
+        let value = args.get(number + 1).ok_or(CommandError::Syntax)?;
+        if option.eq_ignore_ascii_case(b"match") {
+            pattern = Some(value);
+        } else if option.eq_ignore_ascii_case(b"count") {
+            let given = integer(value).ok_or(CommandError::NotAnInteger)?;
+            if given < 1 {
+                return Err(CommandError::Syntax);
+            }
+            count = usize::try_from(given).unwrap_or(usize::MAX);
+        } else if option.eq_ignore_ascii_case(b"type") {
+            is_known_type = value.eq_ignore_ascii_case(b"string");
+        } else {
+            return Err(CommandError::Syntax);
+        }
+        number += 2;
+    }
+    Ok(KeysQuery::Scan {
+        cursor,
+        count: count.min(SCAN_COUNT_MAX),
+        pattern,
+        is_known_type,
+    })
+}
+
 fn slow_log(args: Args<'_>) -> Result<SlowLogQuery, CommandError> {
     use SlowLogQuery as Q;
     let name = args.get(1).unwrap_or_default();
@@ -381,6 +444,9 @@ fn config(args: Args<'_>) -> Result<ConnectionCommand<'_>, CommandError> {
     })
 }
 
+/// As many as Redis gives unless asked for more, and as many as one page may have.
+const SCAN_COUNT: usize = 10;
+const SCAN_COUNT_MAX: usize = 10_000;
 /// As many as Redis shows unless asked for more.
 const SLOW_ENTRIES: usize = 10;
 

@@ -315,6 +315,19 @@ const COMMANDS: &[CommandFacts] = &[
         ],
     ),
     facts(
+        "keys",
+        2,
+        &["readonly"],
+        (0, 0, 0),
+        &["@keyspace", "@read", "@slow", "@dangerous"],
+        [
+            "Returns all keys that match a pattern, of the whole ring.",
+            "1.0.0",
+            "generic",
+            "O(N) where N is the number of keys",
+        ],
+    ),
+    facts(
         "memory",
         -2,
         &[],
@@ -489,6 +502,14 @@ const COMMANDS: &[CommandFacts] = &[
         ],
     ),
     facts(
+        "randomkey",
+        1,
+        &["readonly"],
+        (0, 0, 0),
+        &["@keyspace", "@read", "@slow"],
+        ["Returns a key by chance.", "1.0.0", "generic", "O(1)"],
+    ),
+    facts(
         "reset",
         1,
         &[
@@ -502,6 +523,19 @@ const COMMANDS: &[CommandFacts] = &[
         (0, 0, 0),
         &["@fast", "@connection"],
         ["Resets the connection.", "6.2.0", "connection", "O(1)"],
+    ),
+    facts(
+        "scan",
+        -2,
+        &["readonly"],
+        (0, 0, 0),
+        &["@keyspace", "@read", "@slow"],
+        [
+            "Returns the keys of the whole ring, a page at a time.",
+            "2.8.0",
+            "generic",
+            "O(1) for a page",
+        ],
     ),
     facts(
         "select",

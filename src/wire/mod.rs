@@ -91,6 +91,10 @@ pub enum Operation<'a> {
     /// lowest on; if the ring is of this version for both.
     #[serde(rename = "p")]
     Scan(PartitionId, Option<u64>, u64),
+    /// Give a page of a partition's keys, tombstones too, with what is held of them: those whose hash
+    /// is greater than this, from the lowest on, so many at most.
+    #[serde(rename = "l")]
+    Keys(PartitionId, Option<u64>, u32),
     /// Keep a record as a hint for this home, which could not take it.
     #[serde(rename = "h")]
     Hint(
@@ -168,6 +172,10 @@ pub enum Answer<'a> {
     /// To `Members`: the encoded member table.
     #[serde(rename = "m", borrow)]
     Members(&'a Bytes),
+    /// To `Keys`: so many keys and summaries, one behind the other, and after which key hash the next
+    /// page begins, if there is one.
+    #[serde(rename = "l")]
+    Keys(u32, #[serde(borrow)] &'a Bytes, Option<u64>),
     /// To `Clock`.
     #[serde(rename = "k")]
     Clock(Millis),

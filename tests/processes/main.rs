@@ -12,6 +12,8 @@ mod common;
 #[cfg(test)]
 mod history;
 #[cfg(test)]
+mod keyspace;
+#[cfg(test)]
 mod operate;
 #[cfg(test)]
 mod repair;

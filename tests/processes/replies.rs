@@ -271,5 +271,7 @@ const SCRIPTS: &[&str] = &[
     "SET %\\x00\\x0d\\x0a v\\x00\\x0d\\x0a; GET %\\x00\\x0d\\x0a; STRLEN %\\x00\\x0d\\x0a; GETRANGE %\\x00\\x0d\\x0a 1 -1; TYPE %\\x00\\x0d\\x0a; DEL %\\x00\\x0d\\x0a",
     "SET %a x*100000; STRLEN %a; GETRANGE %a 99990 -1; GETRANGE %a 0 9; BITCOUNT %a; BITCOUNT %a 1 -2 BIT; GETBIT %a 799999; GETBIT %a 800000; DEL %a",
     "HELLO x; HELLO 4; HELLO 2 NOSUCH; HELLO 3 SETNAME; HELLO 3 AUTH a",
+    "SCAN; SCAN x; SCAN 1.5; SCAN 0 COUNT; SCAN 0 COUNT 0; SCAN 0 COUNT x; SCAN 0 COUNT -1; SCAN 0 FOO 1; SCAN 0 MATCH; SCAN 0 MATCH a COUNT; KEYS; KEYS a b; RANDOMKEY x",
+    "SET %key1 v; SET %kex2 v; KEYS %key?; KEYS %k*2; KEYS %ke[^y]*; KEYS %ke[a-x]2; KEYS %key\\1; KEYS %none*; KEYS %; DEL %key1; KEYS %key*; SET %kex2 v PX 1; KEYS nothing-like-it",
     "EXPIRE; EXPIRE %a; TTL; TTL a b; TYPE; TYPE a b; PERSIST; STRLEN; GET; GET a b; SET; SET a",
 ];

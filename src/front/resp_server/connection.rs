@@ -12,6 +12,7 @@ use tokio::time::timeout;
 use tracing::{debug, warn};
 
 use super::clients::Client;
+use super::keys;
 use super::levels::Door;
 use super::plan::{Counters, Plan, run_local};
 use super::session::{Login, Next, Queue, Session, Step};
@@ -20,7 +21,9 @@ use super::stats::Tally;
 use super::{Config, Shared};
 use crate::model::{Level, Levels, Millis};
 use crate::node::coordinator::Local;
-use crate::resp::{Command, CommandError, CommandKind, ConnectionCommand, Encoder, Parsed, Parser};
+use crate::resp::{
+    Command, CommandError, CommandKind, ConnectionCommand, Encoder, KeysQuery, Parsed, Parser,
+};
 
 /// A connection's state between two reads.
 pub(super) struct Connection<'a> {
@@ -249,6 +252,12 @@ impl Executor<'_> {
             Command::Connection(_, command) => {
                 // In the order of the commands: what came before is answered before.
                 self.flush().await;
+                if let ConnectionCommand::Keys(query) = command {
+                    let is_ok = self.keys(&query).await;
+                    self.shared.stats.count(kind, is_ok);
+                    self.tally.add(kind, None);
+                    return Next::Go;
+                }
                 let login = self.log_in(&command).await;
                 self.shared.stats.count(kind, login != Some(Login::Wrong));
                 self.tally.add(kind, None);
@@ -328,6 +337,15 @@ impl Executor<'_> {
             self.config = Arc::clone(&self.reloaded.borrow_and_update());
             self.session.on_reload(&self.config, self.door);
         }
+    }
+
+    /// Answers what is asked about the keys of the ring; whether it was no error.
+    async fn keys(&mut self, query: &KeysQuery<'_>) -> bool {
+        let found = keys::answer(query, &self.shared.coordinator, &self.shared.env).await;
+        let mut reply = Encoder::new(&mut self.output, self.session.protocol());
+        let is_ok = found.is_ok();
+        keys::encode(found, &mut reply);
+        is_ok
     }
 
     /// Checks the password that a command brings, if it brings one.

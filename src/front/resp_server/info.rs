@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::sync::atomic::Ordering;
 
 use super::Shared;
-use crate::resp::{Args, CommandKind};
+use crate::resp::{Args, CommandKind, matches};
 
 /// The Redis whose commands and replies this node has.
 pub(super) const REDIS_VERSION: &str = "7.2.4";
@@ -49,7 +49,7 @@ pub(super) fn config(shared: &Shared, patterns: Args<'_>) -> Vec<(&'static str, 
         ("timeout", config.idle_max.as_secs().to_string()),
     ];
     let patterns: Vec<Vec<u8>> = patterns.iter().map(<[u8]>::to_ascii_lowercase).collect();
-    let is_wanted = |name: &str| patterns.iter().any(|p| matches_glob(p, name.as_bytes()));
+    let is_wanted = |name: &str| patterns.iter().any(|p| matches(p, name.as_bytes()));
     known
         .into_iter()
         .filter(|(name, _)| is_wanted(name))
@@ -226,38 +226,4 @@ fn load(counter: &std::sync::atomic::AtomicU64) -> u64 {
 #[expect(clippy::cast_precision_loss, reason = "for people to read, two digits")]
 fn bytes_to_mib(bytes: u64) -> f64 {
     bytes as f64 / f64::from(1 << 20)
-}
-
-/// Redis's patterns as far as setting names need them: `*` and `?`.
-fn matches_glob(pattern: &[u8], name: &[u8]) -> bool {
-    match (pattern, name) {
-        ([], []) => true,
-        ([b'*', rest @ ..], _) => (0..=name.len()).any(|skip| matches_glob(rest, &name[skip..])),
-        ([b'?', rest @ ..], [_, name @ ..]) => matches_glob(rest, name),
-        ([p, rest @ ..], [n, name @ ..]) if p == n => matches_glob(rest, name),
-        _ => false,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn globs() {
-        for (pattern, name, matches) in [
-            ("*", "save", true),
-            ("max*", "maxmemory", true),
-            ("max*", "save", false),
-            ("s?ve", "save", true),
-            ("*memory*", "maxmemory-policy", true),
-            ("", "save", false),
-        ] {
-            assert_eq!(
-                matches_glob(pattern.as_bytes(), name.as_bytes()),
-                matches,
-                "{pattern}"
-            );
-        }
-    }
 }

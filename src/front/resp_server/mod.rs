@@ -7,6 +7,7 @@ mod clients;
 mod command_info;
 mod connection;
 mod info;
+mod keys;
 mod levels;
 mod login;
 mod plan;

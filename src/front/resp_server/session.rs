@@ -202,16 +202,16 @@ impl Session {
                 reply.bulk(b"sloppy_writes");
                 reply.integer(i64::try_from(self.sloppy_writes).unwrap_or(i64::MAX));
             }
-            ConnectionCommand::QuorateHelp => {
-                reply.array(QUORATE_HELP.len());
-                QUORATE_HELP.iter().for_each(|line| reply.simple(line));
-            }
+            ConnectionCommand::QuorateHelp => lines(QUORATE_HELP, &mut reply),
             ConnectionCommand::Time => time(now, &mut reply),
             ConnectionCommand::SlowLog(query) => slow_log(query, shared, &mut reply),
             ConnectionCommand::ObjectHelp => lines(OBJECT_HELP, &mut reply),
             ConnectionCommand::MemoryHelp => lines(MEMORY_HELP, &mut reply),
-            // Decided in `take`: none of these comes here.
-            ConnectionCommand::Multi | ConnectionCommand::Exec | ConnectionCommand::Discard => {
+            // Decided before: none of these comes here.
+            ConnectionCommand::Keys(_)
+            | ConnectionCommand::Multi
+            | ConnectionCommand::Exec
+            | ConnectionCommand::Discard => {
                 reply.error("ERR MULTI calls can not be nested");
             }
         }
@@ -341,8 +341,7 @@ impl Session {
             // Nothing is evicted for a connection's memory, and no command changes idle times.
             ClientCommand::NoEvict(_) | ClientCommand::NoTouch(_) => reply.simple("OK"),
             ClientCommand::Help => {
-                reply.array(CLIENT_HELP.len());
-                CLIENT_HELP.iter().for_each(|line| reply.simple(line));
+                lines(CLIENT_HELP, reply);
             }
         }
     }

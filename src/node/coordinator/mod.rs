@@ -8,6 +8,7 @@
 mod batch;
 mod hedging;
 mod item;
+mod keyspace;
 mod local;
 mod outbox;
 mod reply;
@@ -24,6 +25,7 @@ use tokio::sync::watch;
 
 use self::batch::Batch;
 use self::hedging::Hedging;
+pub use self::keyspace::KeyPage;
 pub use self::local::Local;
 use super::handoff::{Handoff, Owed};
 use super::replica::Replica;

@@ -58,6 +58,7 @@ impl Reply {
             Answer::Refused(refusal) => Self::Failed(Some(refusal)),
             Answer::Members(_)
             | Answer::Clock(_)
+            | Answer::Keys(..)
             | Answer::Page(..)
             | Answer::Symbols(..)
             | Answer::States(..) => Self::Failed(None),

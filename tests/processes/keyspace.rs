@@ -1,0 +1,108 @@
+//! The keys of the whole ring, asked of any node.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use redis::Commands;
+
+use crate::common::{Cluster, PATIENCE, eventually};
+
+/// All keys that a scan shows, and how often each.
+fn scan(connection: &mut redis::Connection, options: &[&str]) -> BTreeMap<String, u32> {
+    let (mut seen, mut cursor) = (BTreeMap::new(), "0".to_owned());
+    loop {
+        let (next, keys): (String, Vec<String>) = redis::cmd("SCAN")
+            .arg(&cursor)
+            .arg(options)
+            .query(connection)
+            .unwrap();
+        keys.into_iter()
+            .for_each(|key| *seen.entry(key).or_default() += 1);
+        if next == "0" {
+            return seen;
+        }
+        cursor = next;
+    }
+}
+
+#[test]
+fn a_scan_shows_every_key_through_any_node_and_through_a_death() {
+    let cluster = Cluster::start(3, &[]);
+    eventually("all is settled", PATIENCE, || cluster.settled());
+    let mut connection = cluster.connect(0);
+    let mut pipe = redis::pipe();
+    (0..5_000).for_each(|i| _ = pipe.set(format!("key:{i}"), "v").ignore());
+    (0..100).for_each(|i| _ = pipe.del(format!("key:{i}")).ignore());
+    (100..200).for_each(|i| _ = pipe.pexpire(format!("key:{i}"), 1).ignore());
+    pipe.exec(&mut connection).unwrap();
+    let expected: BTreeSet<String> = (200..5_000).map(|i| format!("key:{i}")).collect();
+    for node in 0..3 {
+        for options in [&[][..], &["COUNT", "1"], &["COUNT", "1000"]] {
+            if node > 0 && options.len() == 2 && options[1] == "1" {
+                continue;
+            }
+            let seen = scan(&mut cluster.connect(node), options);
+            let keys: BTreeSet<String> = seen.keys().cloned().collect();
+            assert_eq!(keys, expected, "through node {node}, {options:?}");
+            assert!(
+                seen.values().all(|times| *times == 1),
+                "nothing changes meanwhile"
+            );
+        }
+    }
+    let matching = scan(&mut cluster.connect(1), &["MATCH", "key:49?[05]"]);
+    assert_eq!(matching.len(), 20, "{matching:?}");
+    assert!(scan(&mut cluster.connect(1), &["TYPE", "hash"]).is_empty());
+    assert_eq!(
+        scan(&mut cluster.connect(1), &["TYPE", "string"]).len(),
+        4_800
+    );
+    let all: Vec<String> = redis::cmd("KEYS")
+        .arg("*")
+        .query(&mut cluster.connect(2))
+        .unwrap();
+    assert_eq!(all.into_iter().collect::<BTreeSet<_>>(), expected);
+    let random: String = redis::cmd("RANDOMKEY").query(&mut connection).unwrap();
+    assert!(expected.contains(&random), "{random}");
+
+    // A cursor means the same on another node, and goes on when one dies.
+    let (cursor, first): (String, Vec<String>) = redis::cmd("SCAN")
+        .arg("0")
+        .arg(&["COUNT", "1000"])
+        .query(&mut connection)
+        .unwrap();
+    cluster.kill(2);
+    let mut seen: BTreeSet<String> = first.into_iter().collect();
+    let (mut cursor, mut other) = (cursor, cluster.connect(1));
+    let mut written = 0;
+    while cursor != "0" {
+        // Others come meanwhile.
+        let () = other.set(format!("new:{written}"), "v").unwrap();
+        written += 1;
+        let (next, keys): (String, Vec<String>) = redis::cmd("SCAN")
+            .arg(&cursor)
+            .arg(&["COUNT", "100"])
+            .query(&mut other)
+            .unwrap();
+        seen.extend(keys);
+        cursor = next;
+    }
+    let missing: Vec<_> = expected.difference(&seen).collect();
+    assert!(
+        missing.is_empty(),
+        "{} are missing: {missing:?}",
+        missing.len()
+    );
+}
+
+#[test]
+fn without_a_quorum_there_is_no_scan() {
+    let cluster = Cluster::start(3, &["request_timeout=500ms"]);
+    eventually("all is settled", PATIENCE, || cluster.settled());
+    cluster.kill(1);
+    cluster.kill(2);
+    let mut connection = cluster.connect(0);
+    let refused: redis::RedisResult<redis::Value> =
+        redis::cmd("SCAN").arg("0").query(&mut connection);
+    let text = refused.unwrap_err().to_string();
+    assert!(text.contains("1 of 2 replies needed to read"), "{text}");
+}
