@@ -121,6 +121,13 @@ impl Snapshot {
                 .encode_family(&labels)?
                 .encode_histogram::<NoLabelSet>(sum, count, &buckets, None)?;
         }
+        let help = "Commands that do not exist, by name";
+        let mut family =
+            out.encode_descriptor("unknown_commands", help, None, MetricType::Counter)?;
+        for (name, counted) in stats.unknown() {
+            let labels = [("command", name.as_str())];
+            ConstCounter::new(counted).encode(family.encode_family(&labels)?)?;
+        }
         self.quorums(out)?;
         gauge(
             out,

@@ -209,8 +209,11 @@ impl<'a> Connection<'a> {
 impl Executor<'_> {
     /// One command: carried out, queued for a transaction, or refused.
     async fn take(&mut self, command: Result<Command<'_>, CommandError>, request: &[u8]) -> Next {
-        if command.is_err() {
+        if let Err(error) = &command {
             self.shared.stats.refused.fetch_add(1, Ordering::Relaxed);
+            if let CommandError::Unknown { name, .. } = error {
+                self.shared.stats.count_unknown(name);
+            }
         }
         let limit = self.config.limits().request_bytes_max;
         match self.session.take(command, request, limit) {

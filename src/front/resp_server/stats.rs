@@ -1,6 +1,8 @@
 //! What the RESP door counts. Plain atomics: they are touched by every request.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use smallvec::SmallVec;
@@ -27,6 +29,8 @@ pub struct RespStats {
     pub hits: AtomicU64,
     /// Reads that found none.
     pub misses: AtomicU64,
+    /// Commands that do not exist, by name.
+    unknown: Mutex<BTreeMap<String, u64>>,
     /// Passwords that were wrong.
     pub failed_logins: AtomicU64,
     /// How long requests took: of each command at each level, and without one last.
@@ -76,6 +80,7 @@ impl Default for RespStats {
             connections_open: AtomicU64::new(0),
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
+            unknown: Mutex::default(),
             failed_logins: AtomicU64::new(0),
             seconds: Box::new(std::array::from_fn(|_| {
                 std::array::from_fn(|_| Latencies::default())
@@ -104,6 +109,32 @@ impl RespStats {
         &self.seconds[kind as usize][place(level)]
     }
 
+    /// Counts a command that does not exist. Names are bounded in number, length and letters: they
+    /// are whatever a client has sent.
+    pub fn count_unknown(&self, name: &str) {
+        let is_letter = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        let is_name =
+            !name.is_empty() && name.len() <= NAME_BYTES_MAX && name.chars().all(is_letter);
+        let mut unknown = self.unknown.lock().unwrap_or_else(PoisonError::into_inner);
+        let name = name.to_ascii_lowercase();
+        let has_room = unknown.len() < NAMES_MAX || unknown.contains_key(&name);
+        let name = if is_name && has_room {
+            name
+        } else {
+            OTHER.to_owned()
+        };
+        *unknown.entry(name).or_default() += 1;
+    }
+
+    /// The commands that do not exist and were asked for, and how often.
+    #[must_use]
+    pub fn unknown(&self) -> BTreeMap<String, u64> {
+        self.unknown
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
     /// How many commands of a kind were answered, and how many with an error.
     #[must_use]
     pub fn of(&self, kind: CommandKind) -> (u64, u64) {
@@ -118,6 +149,12 @@ impl RespStats {
         all.map(|counter| counter.load(Ordering::Relaxed)).sum()
     }
 }
+
+/// Redis has no longer one.
+const NAME_BYTES_MAX: usize = 24;
+const NAMES_MAX: usize = 64;
+/// What is counted together: what is no name, and what comes when there are enough.
+const OTHER: &str = "(other)";
 
 const fn place(level: Option<Level>) -> usize {
     match level {
@@ -174,6 +211,20 @@ pub const BOUNDS_US: [u64; 16] = [
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn unknown_names_are_counted_and_bounded() {
+        let stats = RespStats::default();
+        stats.count_unknown("FooBar");
+        stats.count_unknown("foobar");
+        stats.count_unknown("pass word");
+        stats.count_unknown(&"x".repeat(100));
+        (0..1_000).for_each(|number| stats.count_unknown(&format!("c{number}")));
+        let unknown = stats.unknown();
+        assert_eq!((unknown["foobar"], unknown.len()), (2, NAMES_MAX));
+        assert_eq!(unknown.values().sum::<u64>(), 1_004);
+        assert!(unknown[OTHER] > 900);
+    }
 
     #[test]
     fn bounds_are_inclusive_as_prometheus_has_them() {
