@@ -451,7 +451,10 @@ mod tests {
             let (only_theirs, only_ours, taken) = reconcile(SessionKey(key.0, key.1), &theirs, &ours);
             prop_assert_eq!(&only_theirs, &(&theirs - &ours));
             prop_assert_eq!(&only_ours, &(&ours - &theirs));
-            prop_assert!(taken <= 10 + 4 * (only_theirs.len() + only_ours.len()));
+            // What it costs on average is asked above. A single key may be unlucky: symbol i holds
+            // exactly one of two differences with a chance of about 4 / i, so more than k symbols are
+            // needed with one that falls as k^-4: 7 in 10,000 at 18, 5 in 10^12 here.
+            prop_assert!(taken <= 2_000 + 4 * (only_theirs.len() + only_ours.len()));
         }
 
         #[test]
