@@ -59,10 +59,6 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// As much disk as its hints may take.
     pub hint_bytes_max: u64,
-    /// Clients at once.
-    pub connections_max: u64,
-    /// Whether its password is kept as it is and not as a hash.
-    pub has_plain_password: bool,
     /// TCP addresses that it listens on, with the keys that set them.
     pub listens: Vec<(&'static str, SocketAddr)>,
 }
@@ -477,14 +473,14 @@ impl Doctor {
     fn limits(&self) -> Vec<Finding> {
         let mut findings = Vec::new();
         let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-        let wanted = self.config.connections_max + FILES_BESIDE_CLIENTS;
+        let clients = self.resp.connections_max();
+        let wanted = clients + FILES_BESIDE_CLIENTS;
         match files {
             Some(files) if files < wanted => {
                 let found = format!("{files} files may be open at once");
                 let advice = format!(
-                    "raise it to {wanted} for {} clients (connections_max): LimitNOFILE= in the \
-                     unit, `ulimit -n` in a shell",
-                    self.config.connections_max
+                    "raise it to {wanted} for {clients} clients (connections_max): LimitNOFILE= in \
+                     the unit, `ulimit -n` in a shell"
                 );
                 findings.push(Finding::warning("file limits", found, advice));
             }
@@ -534,7 +530,7 @@ impl Doctor {
             let all: Vec<_> = all.map(|(key, addr)| format!("{key} {addr}")).collect();
             findings.push(Finding::ok("ports", all.join(", ")));
         }
-        if self.config.has_plain_password {
+        if self.resp.has_plain_password() {
             let found = "resp_password_file holds the password itself";
             let advice =
                 "keep its hash there: `quorate passwd > FILE`, then `systemctl reload quorate`";

@@ -309,6 +309,71 @@ fn settings_change_under_open_connections() {
 }
 
 #[test]
+fn passwords_and_files_are_watched_and_named() {
+    let cluster = Cluster::start(1, &[]);
+    let node = &cluster.nodes[0];
+    let password = node.config.with_file_name("password");
+    let hash = Command::new("sh")
+        .args(["-c", &format!("printf 'swordfish\\n' | {QUORATE} passwd")])
+        .output()
+        .unwrap();
+    fs::write(&password, &hash.stdout).unwrap();
+    let text = fs::read_to_string(&node.config).unwrap();
+    let password_file = format!("resp_password_file = \"{}\"\n", password.display());
+    fs::write(&node.config, text + &password_file).unwrap();
+    signal(node.pid, "-HUP");
+    let log_in = |password: &str| -> redis::RedisResult<()> {
+        redis::cmd("AUTH")
+            .arg(password)
+            .query(&mut connect(&node.resp))
+    };
+    eventually("the password is taken", PATIENCE, || {
+        log_in("swordfish").is_ok()
+    });
+    let mut open = connect(&node.resp);
+    let () = redis::cmd("AUTH")
+        .arg("swordfish")
+        .query(&mut open)
+        .unwrap();
+    // A password as it is works, and the doctor says what is better until it is a hash.
+    fs::write(&password, "swordfish\n").unwrap();
+    eventually("a plain password is named", PATIENCE, || {
+        cluster
+            .ask(0, &["doctor"])
+            .0
+            .contains("holds the password itself")
+    });
+    assert_eq!(log_in("swordfish"), Ok(()));
+    fs::write(&password, &hash.stdout).unwrap();
+    eventually("it is good again", PATIENCE, || {
+        !cluster
+            .ask(0, &["doctor"])
+            .0
+            .contains("holds the password itself")
+    });
+    // Files that cannot be used keep SIGHUP from changing anything, and are named.
+    let good = fs::read_to_string(&node.config).unwrap();
+    fs::write(
+        &node.config,
+        format!("{good}connections_max = 7\nca_file = \"/dev/null\"\n").replacen(
+            "ca_file = \"",
+            "# \"",
+            1,
+        ),
+    )
+    .unwrap();
+    signal(node.pid, "-HUP");
+    eventually("bad files are named", PATIENCE, || {
+        cluster.ask(0, &["doctor"]).0.contains("/dev/null")
+    });
+    let limit: Vec<String> = redis::cmd("CONFIG")
+        .arg(&["GET", "maxclients"])
+        .query(&mut open)
+        .unwrap();
+    assert_eq!(limit, ["maxclients", "10000"]);
+}
+
+#[test]
 fn why_a_request_failed_can_be_found_out() {
     let cluster = Cluster::start(3, &["w=3", "request_timeout=300ms"]);
     eventually("all is settled", PATIENCE, || cluster.settled());

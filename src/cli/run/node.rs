@@ -20,9 +20,9 @@ use crate::front::doctor::Doctor;
 use crate::front::http;
 use crate::front::metrics::Metrics;
 use crate::front::peer_server::{PeerServer, Served};
-use crate::front::resp_server::{LocalFacts, NodeFacts, Password, RespServer};
+use crate::front::resp_server::{self, LocalFacts, NodeFacts, RespServer};
 use crate::model::{Epoch, Hlc, KeyHasher};
-use crate::net::{self, Endpoint, utc_text};
+use crate::net::{self, Credentials, Endpoint, utc_text};
 use crate::node::anti_entropy::{self, AntiEntropy, Responder};
 use crate::node::catch_up::CatchUp;
 use crate::node::clock_probe::ClockProbe;
@@ -51,6 +51,7 @@ impl Node {
     /// Starts a node in this environment.
     pub async fn start(settings: &Settings, env: &Env) -> anyhow::Result<Self> {
         let started_at = env.clock.wall();
+        let trust = TrustFiles::new(settings)?;
         let credentials = parts::credentials(settings, started_at)?;
         let value_bytes_max = usize::try_from(settings.max_value_bytes.0)?;
         let net_config = net::Config {
@@ -67,9 +68,8 @@ impl Node {
         let hasher = KeyHasher::new(&params.cluster);
         let own = Own::open(settings, env, params.partitions)?;
         let owed = watch::Sender::new(Arc::<Owed>::default());
-        let membership_config = parts::membership_config(settings, params);
-        let membership =
-            Membership::start(membership_config, env, Arc::new(endpoint.clone())).await?;
+        let config = parts::membership_config(settings, params);
+        let membership = Membership::start(config, env, Arc::new(endpoint.clone())).await?;
         let coordinator = Coordinator::new(Parts {
             config: coordinator::Config {
                 quorum: settings.quorum(),
@@ -113,7 +113,7 @@ impl Node {
         let resp = open_doors(settings, env, &status, &certificates).await?;
         info!(node = %settings.node, cluster = settings.cluster, "started");
         Ok(Self {
-            trust: TrustFiles::new(settings)?,
+            trust,
             settings: settings.clone(),
             env: env.clone(),
             status,
@@ -152,25 +152,27 @@ impl Node {
         let changes = self.settings.changes(fresh);
         let mut next = self.settings.clone();
         next.reload(fresh);
-        // Whatever can fail comes first.
-        let resp = parts::resp_config(&next)?;
+        // As they are before they are read: what changes from now on is noticed.
         let trust = TrustFiles::new(&next)?;
-        self.resp.reload(resp)?;
+        let read = parts::credentials(&next, self.env.clock.wall())
+            .and_then(|credentials| Ok((credentials, parts::resp_config(&next)?)));
+        // Whatever can fail comes before the first change.
+        let (credentials, resp) = read.inspect_err(|error| self.on_bad_files(error))?;
+        self.renew_resp(resp, &next)?;
+        self.renew(&credentials)?;
         self.status
             .handoff
             .set_replay_pace(next.hint_replay_bytes_per_s.0);
         self.status.anti_entropy.set_pace(next.repair_bytes_per_s.0);
         self.settings = next;
-        self.trust = trust;
-        let end = parts::resp_certificate_end(&self.settings);
-        self.certificates.set_resp_until(end);
+        self.trust.follow(trust);
         for (key, is_reloadable) in changes {
             match is_reloadable {
                 true => info!(key, "changed"),
                 false => warn!(key, "changed, and needs a restart to take effect"),
             }
         }
-        self.renew()
+        Ok(())
     }
 
     /// Looks whether the files of certificates have changed, takes them over if they have, and
@@ -178,30 +180,43 @@ impl Node {
     pub fn look_after_certificates(&mut self) {
         if self.trust.have_changed() {
             info!("certificate files have changed");
-            let renewed = match parts::resp_config(&self.settings) {
-                Ok(config) => self.resp.reload(config).map_err(anyhow::Error::from),
-                Err(error) => Err(error),
-            };
-            if let Err(error) = renewed.and_then(|()| self.renew()) {
-                let error = format!("{error:#}");
-                error!(error, "cannot take the new certificates: the old ones stay");
-                self.certificates.on_failure(error);
+            // Each by itself: a wrong password file must not keep a revocation from taking effect.
+            let now = self.env.clock.wall();
+            let peers = parts::credentials(&self.settings, now)
+                .and_then(|credentials| self.renew(&credentials));
+            let clients = parts::resp_config(&self.settings)
+                .and_then(|config| self.renew_resp(config, &self.settings));
+            match (peers, clients) {
+                (Ok(()), Ok(())) => {}
+                (Err(error), Ok(())) | (Ok(()), Err(error)) => self.on_bad_files(&error),
+                (Err(peers), Err(clients)) => {
+                    self.on_bad_files(&anyhow::anyhow!("{peers:#}; {clients:#}"));
+                }
             }
-            let end = parts::resp_certificate_end(&self.settings);
-            self.certificates.set_resp_until(end);
         }
         self.trust.warn_of_ends(&self.status, &self.certificates);
     }
 
-    fn renew(&self) -> anyhow::Result<()> {
-        let now = self.env.clock.wall();
-        let fresh = parts::credentials(&self.settings, now)?;
+    fn on_bad_files(&self, error: &anyhow::Error) {
+        let error = format!("{error:#}");
+        error!(error, "cannot take the new files: the old ones stay");
+        self.certificates.on_failure(error);
+    }
+
+    fn renew_resp(&self, config: resp_server::Config, settings: &Settings) -> anyhow::Result<()> {
+        self.resp.reload(config)?;
+        let end = parts::resp_certificate_end(settings);
+        self.certificates.set_resp_until(end);
+        Ok(())
+    }
+
+    fn renew(&self, fresh: &Credentials) -> anyhow::Result<()> {
         let present = self.status.endpoint.credentials();
         if fresh.same_as(&present) {
             self.certificates.on_unchanged();
             return Ok(());
         }
-        self.status.endpoint.renew(&fresh)?;
+        self.status.endpoint.renew(fresh)?;
         self.certificates.on_reload();
         let (until, revoked) = (utc_text(fresh.not_after()), fresh.revocations().len());
         info!(until, revoked, "took over new certificates");
@@ -407,15 +422,11 @@ async fn open_doors(
 ) -> anyhow::Result<RespServer> {
     let resp_config = parts::resp_config(settings)?;
     certificates.set_resp_until(parts::resp_certificate_end(settings));
-    if resp_config
-        .password
-        .as_ref()
-        .is_some_and(Password::is_plain)
-    {
-        warn!("resp_password_file holds the password itself: `quorate passwd` makes a hash of it");
-    }
     let facts = Arc::new(Facts(status.clone()));
     let resp = RespServer::start(resp_config, env, status.coordinator.clone(), facts).await?;
+    if resp.has_plain_password() {
+        warn!("resp_password_file holds the password itself: `quorate passwd` makes a hash of it");
+    }
     let doctor = Doctor {
         status: status.clone(),
         certificates: Arc::clone(certificates),

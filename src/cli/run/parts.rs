@@ -183,10 +183,6 @@ pub(super) fn resp_certificate_end(settings: &Settings) -> Option<Millis> {
 }
 
 pub(super) fn doctor_config(settings: &Settings) -> doctor::Config {
-    let has_plain_password = settings
-        .resp_password_file
-        .as_deref()
-        .is_some_and(|path| read_password(path).is_ok_and(|password| password.is_plain()));
     let listens = [
         ("resp_listen", settings.resp_listen),
         ("http_listen", settings.http_listen),
@@ -197,8 +193,6 @@ pub(super) fn doctor_config(settings: &Settings) -> doctor::Config {
     doctor::Config {
         data_dir: settings.data_dir.clone(),
         hint_bytes_max: settings.hint_max_bytes.0,
-        connections_max: u64::from(settings.connections_max),
-        has_plain_password,
         listens: listens.collect::<Vec<(&str, SocketAddr)>>(),
     }
 }

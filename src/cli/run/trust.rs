@@ -43,6 +43,12 @@ impl TrustFiles {
         })
     }
 
+    /// Watches other files, or the same as they are now, from now on.
+    pub(super) fn follow(&mut self, others: Self) {
+        let told = std::mem::take(&mut self.told);
+        *self = Self { told, ..others };
+    }
+
     /// Whether the files have changed since they were last looked at, and are not being changed
     /// any more.
     pub(super) fn have_changed(&mut self) -> bool {

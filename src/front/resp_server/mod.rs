@@ -231,6 +231,19 @@ impl RespServer {
         self.0.slow.clear()
     }
 
+    /// How many clients may be connected at once.
+    #[must_use]
+    pub fn connections_max(&self) -> u64 {
+        self.0.config.borrow().connections_max
+    }
+
+    /// Whether the password is kept as it is and not as a hash.
+    #[must_use]
+    pub fn has_plain_password(&self) -> bool {
+        let config = self.0.config.borrow();
+        config.password.as_ref().is_some_and(Password::is_plain)
+    }
+
     /// What was counted so far.
     #[must_use]
     pub fn stats(&self) -> &RespStats {
