@@ -52,6 +52,11 @@ impl AdminArgs {
         }
     }
 
+    /// Whether the node is on another machine.
+    pub(super) const fn is_elsewhere(&self) -> bool {
+        self.connect.is_some()
+    }
+
     fn socket(&self) -> PathBuf {
         if let Some(given) = &self.socket {
             return given.clone();

@@ -39,6 +39,8 @@ pub fn run(args: &DoctorArgs, out: &mut dyn Write) -> anyhow::Result<()> {
     let report = match args.admin.ask(&AdminRequest::Doctor) {
         Ok(AdminReply::Doctor(report)) => report,
         Ok(_) => bail!("the node gave an answer of another kind: it is of another version"),
+        // What is configured here says nothing of a node elsewhere.
+        Err(error) if args.admin.is_elsewhere() => return Err(error),
         Err(error) => without_node(&error, &args.config),
     };
     if args.admin.json {

@@ -202,7 +202,12 @@ impl Doctor {
                 let advice = "if that is a node of this cluster, give it a certificate that holds \
                               (`quorate certs show` and `quorate doctor` there), the right ca_file, \
                               or another name; if it is not, keep it from this port";
-                Finding::problem(CHECK, found, advice)
+                // Anybody can knock: only who has a name in some cluster is somebody's fault.
+                if refused.reason.contains("quorate://") {
+                    Finding::problem(CHECK, found, advice)
+                } else {
+                    Finding::warning(CHECK, found, advice)
+                }
             })
             .collect();
         if findings.is_empty() {

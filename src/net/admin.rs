@@ -71,6 +71,11 @@ pub(super) async fn serve_admin(
     let tasks = inner.env.tasks.child();
     // The transport's limit of streams bounds how many are under way.
     while let Ok(Ok((send, recv))) = timeout(SESSION_MAX, connection.accept_bi()).await {
+        // For as long as it is believed: a certificate can be taken back under an open connection.
+        if !inner.is_believed(connection) {
+            connection.close(CloseCode::NotAdmitted.into(), b"no longer believed");
+            break;
+        }
         let service = Arc::clone(service);
         tasks.spawn(async move {
             if let Err(error) = answer_one(service, send, recv).await {

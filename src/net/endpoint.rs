@@ -484,9 +484,27 @@ impl Inner {
         }
     }
 
+    /// Whether the other end of a connection would be let in now.
+    fn believe(&self, connection: &quinn::Connection) -> Result<(), rustls::Error> {
+        let (chain, now) = (peer_chain(connection), self.env.clock.wall());
+        self.credentials().still_trusts(&chain, now)
+    }
+
+    pub(super) fn is_believed(&self, connection: &quinn::Connection) -> bool {
+        self.believe(connection).is_ok()
+    }
+
+    fn has_taken_back(&self, link: &Link) -> bool {
+        self.trust().credentials.has_taken_back(&link.chain())
+    }
+
     fn on_refused(&self, with: SocketAddr, reason: &impl ToString) {
         let now = self.env.clock.wall();
-        self.refusals.note(with, reason.to_string(), now);
+        // In part what a stranger has sent: fit for a terminal, and not too long.
+        let visible = |c: char| if c.is_control() { ' ' } else { c };
+        let reason = reason.to_string();
+        let reason = reason.chars().take(REASON_CHARS_MAX).map(visible).collect();
+        self.refusals.note(with, reason, now);
     }
 
     fn want(&self, addr: SocketAddr, expected: Option<NodeId>) {
@@ -580,13 +598,16 @@ impl Inner {
 
     /// Closes a connection that another has replaced, once nobody waits for an answer on it.
     async fn retire(self: Arc<Self>, link: Arc<Link>) {
-        let last = self.env.clock.monotonic() + RETIRED_MAX;
-        // The peer may not have taken the new one yet.
-        tokio::time::sleep(RETIRED_MIN).await;
-        while !link.is_idle() && self.env.clock.monotonic() < last {
+        let retired = self.env.clock.monotonic();
+        loop {
             tokio::time::sleep(HOUSEKEEPING).await;
+            let since = self.env.clock.monotonic() - retired;
+            // The peer may not have taken the new one yet.
+            let is_done = since >= RETIRED_MIN && link.is_idle();
+            if is_done || since >= RETIRED_MAX || self.has_taken_back(&link) {
+                return link.close(CloseCode::Duplicate);
+            }
         }
-        link.close(CloseCode::Duplicate);
     }
 
     /// Checks who the peer is, then runs the connection until it ends. `dialled`: whom this node
@@ -625,7 +646,12 @@ impl Inner {
         };
         let (link, outbox) = Link::new(id, connection, made, self.frame_bytes_max);
         let link = Arc::new(link);
-        if let Some(retired) = self.peers.adopt(&link) {
+        let retired = self.peers.adopt(&link);
+        if self.has_taken_back(&link) {
+            // Since it was let in, and before it could be found among the others.
+            link.close(CloseCode::NotAdmitted);
+        }
+        if let Some(retired) = retired {
             // Either way the peer may have calls under way on it.
             let inner = Arc::clone(&self);
             self.env.tasks.spawn(inner.retire(retired));
@@ -645,8 +671,7 @@ impl Inner {
         let alpn = negotiated_alpn(connection).unwrap_or_default();
         let identity = admit(identity, &alpn, &self.cluster).map_err(|error| error.to_string())?;
         // By what is believed now: that may have changed since the handshake began.
-        self.credentials()
-            .still_trusts(&peer_chain(connection), self.env.clock.wall())
+        self.believe(connection)
             .map_err(|error| error.to_string())?;
         if alpn == ADMIN_ALPN {
             return Ok(Caller::Admin(identity));
@@ -769,6 +794,7 @@ const HOUSEKEEPING: Duration = Duration::from_millis(20);
 const FETCH_TABLE_MAX: Duration = Duration::from_secs(5);
 /// Different ones: a few are enough to see what is wrong.
 const REFUSALS_MAX: usize = 16;
+const REASON_CHARS_MAX: usize = 300;
 /// How often it is looked for connections to be made anew.
 const OUTDATED_INTERVAL: Duration = Duration::from_secs(1);
 /// Far longer than the new connection takes to be known at both ends.

@@ -269,6 +269,21 @@ fn admins_ask_from_elsewhere_and_nobody_else_does() {
         .as_str()
         .unwrap()
         .to_owned();
+    // Elsewhere there is no revocation list: it is the node that refuses.
+    let elsewhere = tempfile::tempdir().unwrap();
+    let files = [
+        "ca.pem",
+        "ops.pem",
+        "ops.key",
+        "shop.pem",
+        "shop.key",
+        "node-0.pem",
+        "node-0.key",
+    ];
+    for file in files {
+        fs::copy(certs.join(file), elsewhere.path().join(file)).unwrap();
+    }
+    let kept = elsewhere.path().to_str().unwrap();
     let ask = |name: &str| {
         let args = [
             "ring",
@@ -277,7 +292,7 @@ fn admins_ask_from_elsewhere_and_nobody_else_does() {
             "--connect",
             &address,
             "--certs",
-            dir,
+            kept,
             "--as",
             name,
         ];
@@ -300,6 +315,19 @@ fn admins_ask_from_elsewhere_and_nobody_else_does() {
             "{name}: {text}"
         );
     }
+    // Until its certificate is taken back.
+    let ops = certs.join("ops.pem");
+    let revoked = quorate(&["certs", "revoke", ops.to_str().unwrap(), "--dir", dir]);
+    assert!(revoked.status.success());
+    let config = &cluster.nodes[1].config;
+    let text = fs::read_to_string(config).unwrap();
+    let list = certs.join("ca.crl");
+    fs::write(config, format!("{text}crl_file = \"{}\"\n", list.display())).unwrap();
+    signal(cluster.nodes[1].pid, "-HUP");
+    eventually("it is refused", PATIENCE, || {
+        let (text, code) = ask("ops");
+        code == Some(1) && text.contains("taken it back")
+    });
     let (text, code) = ask("nobody");
     assert!(
         text.contains("certs issue --admin") && code == Some(1),

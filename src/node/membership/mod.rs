@@ -219,7 +219,8 @@ impl Membership {
         let gossip = inner.gossip();
         let tell = |chitchat: &mut Chitchat| chitchat.self_node_state().set(LOAD_KEY, &load);
         gossip.chitchat.with_chitchat(tell).await;
-        tokio::time::sleep(inner.config.gossip_interval * GOODBYE_ROUNDS).await;
+        let rounds = inner.config.gossip_interval * GOODBYE_ROUNDS;
+        tokio::time::sleep(rounds.min(GOODBYE_MAX)).await;
     }
 
     /// The member table as bytes, for a peer that asks.
@@ -581,6 +582,8 @@ fn log_changes(before: &View, after: &View) {
 
 /// One to tell, one for whom the first did not reach.
 const GOODBYE_ROUNDS: u32 = 2;
+/// With long rounds the others learn it from the end of the connections.
+const GOODBYE_MAX: Duration = Duration::from_secs(3);
 /// The member table's file in the data directory.
 const TABLE_FILE: &str = "members";
 /// A third of a gossip round: what gossip knows is acted on before the next one.
