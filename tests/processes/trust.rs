@@ -256,6 +256,15 @@ fn what_ends_and_what_has_ended_is_named_everywhere() {
     std::thread::park_timeout(Duration::from_millis(1));
 }
 
+/// The authority's certificate, and certificates with their keys.
+fn copy_all(from: &Path, to: &Path, names: &[&str]) {
+    let of_name = |name: &&str| [format!("{name}.pem"), format!("{name}.key")];
+    let files = names.iter().flat_map(of_name);
+    for file in files.chain(["ca.pem".to_owned()]) {
+        fs::copy(from.join(&file), to.join(&file)).unwrap();
+    }
+}
+
 #[test]
 fn admins_ask_from_elsewhere_and_nobody_else_does() {
     let cluster = Cluster::start(3, &[]);
@@ -271,18 +280,7 @@ fn admins_ask_from_elsewhere_and_nobody_else_does() {
         .to_owned();
     // Elsewhere there is no revocation list: it is the node that refuses.
     let elsewhere = tempfile::tempdir().unwrap();
-    let files = [
-        "ca.pem",
-        "ops.pem",
-        "ops.key",
-        "shop.pem",
-        "shop.key",
-        "node-0.pem",
-        "node-0.key",
-    ];
-    for file in files {
-        fs::copy(certs.join(file), elsewhere.path().join(file)).unwrap();
-    }
+    copy_all(&certs, elsewhere.path(), &["ops", "shop", "node-0"]);
     let kept = elsewhere.path().to_str().unwrap();
     let ask = |name: &str| {
         let args = [
