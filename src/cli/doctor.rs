@@ -16,7 +16,7 @@ use crate::front::doctor::{DoctorReport, Finding, Severity};
 /// Look for what is wrong with a node and its cluster, and say what to do. Exits 1 on any problem.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Looks at: reachability, parameters, quorums, agreement on the ring, clocks, \
+    after_help = "Looks at: reachability, refused connections, parameters, quorums, agreement on the ring, clocks, \
     certificates, disk, file limits, UDP buffers, ports, memory, replicas, failed requests. \
     Without a running node it looks at what the configuration names.\n\nExamples:\n  \
     quorate doctor\n  quorate doctor --json\n  quorate doctor --all --socket \

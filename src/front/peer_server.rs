@@ -122,6 +122,8 @@ impl PeerServer {
                 self.scan(partition, after, out);
                 return self.replica.is_sure(partition);
             }
+            // The caller asks again for what it still needs.
+            Operation::Keys(..) if room == 0 => encode(&Answer::Refused(Refusal::Busy), out),
             Operation::Keys(partition, after, limit) => {
                 self.keys(partition, after, limit, out);
                 return self.replica.is_sure(partition);

@@ -1,6 +1,6 @@
 //! One UDP socket and port for everything a node says to its peers.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard};
@@ -20,6 +20,7 @@ use super::gossip::{GossipMessage, GossipNet};
 use super::identity::Identity;
 use super::link::run_link;
 use super::peers::{CloseCode, Link, Made, Peers, RACE_WINDOW};
+use super::refusals::{Refusals, RefusedConnection};
 use super::tls::{admit, negotiated_alpn, peer_chain, peer_identity, quic_client, quic_server};
 use super::transport::{CallError, Lane, Operations, PeerService, ReplySink, Response, Transport};
 use super::{ADMIN_ALPN, Credentials, PEER_ALPN, SERVER_NAME, TlsError};
@@ -72,38 +73,6 @@ pub struct NetStats {
     pub sent_gossip: AtomicU64,
     /// Gossip messages that came.
     pub received_gossip: AtomicU64,
-}
-
-/// A connection that was not made, and why.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RefusedConnection {
-    /// The other end.
-    pub with: SocketAddr,
-    /// Why, in words.
-    pub reason: String,
-    /// The last time that it happened so.
-    pub at: Millis,
-}
-
-/// The last refusals, each once.
-#[derive(Debug, Default)]
-struct Refusals(Mutex<VecDeque<RefusedConnection>>);
-
-impl Refusals {
-    fn note(&self, with: SocketAddr, reason: String, at: Millis) {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // Ports of those who dial change from one try to the next.
-        all.retain(|known| known.with.ip() != with.ip() || known.reason != reason);
-        if all.len() == REFUSALS_MAX {
-            all.pop_front();
-        }
-        all.push_back(RefusedConnection { with, reason, at });
-    }
-
-    fn all(&self) -> Vec<RefusedConnection> {
-        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.iter().cloned().collect()
-    }
 }
 
 /// A node's QUIC endpoint. Clones share it.
@@ -500,11 +469,7 @@ impl Inner {
 
     fn on_refused(&self, with: SocketAddr, reason: &impl ToString) {
         let now = self.env.clock.wall();
-        // In part what a stranger has sent: fit for a terminal, and not too long.
-        let visible = |c: char| if c.is_control() { ' ' } else { c };
-        let reason = reason.to_string();
-        let reason = reason.chars().take(REASON_CHARS_MAX).map(visible).collect();
-        self.refusals.note(with, reason, now);
+        self.refusals.note(with, &reason.to_string(), now);
     }
 
     fn want(&self, addr: SocketAddr, expected: Option<NodeId>) {
@@ -792,9 +757,6 @@ const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
 const DIAL_MAX: Duration = Duration::from_millis(1_500);
 const HOUSEKEEPING: Duration = Duration::from_millis(20);
 const FETCH_TABLE_MAX: Duration = Duration::from_secs(5);
-/// Different ones: a few are enough to see what is wrong.
-const REFUSALS_MAX: usize = 16;
-const REASON_CHARS_MAX: usize = 300;
 /// How often it is looked for connections to be made anew.
 const OUTDATED_INTERVAL: Duration = Duration::from_secs(1);
 /// Far longer than the new connection takes to be known at both ends.

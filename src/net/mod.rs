@@ -16,6 +16,7 @@ mod memory;
 mod memory_gossip;
 mod peers;
 mod pem_files;
+mod refusals;
 mod revocation;
 #[cfg(test)]
 mod tests;
@@ -28,12 +29,13 @@ pub use authority::{
 };
 pub use certificate::{CertificateFacts, Holder, certificate_end, days_left, utc_text};
 pub use credentials::{CredentialFiles, Credentials, TlsError};
-pub use endpoint::{Config, Endpoint, NetError, NetStats, PeerFacts, RefusedConnection};
+pub use endpoint::{Config, Endpoint, NetError, NetStats, PeerFacts};
 pub use gossip::{GossipMessage, GossipNet};
 pub use identity::{Identity, IdentityError, Role};
 pub use memory::{MemoryNetwork, MemoryTransport};
 pub use memory_gossip::{MemoryGossip, MemoryGossipEnd};
 pub use pem_files::{Existing, PemFileError, load_chain, load_key};
+pub use refusals::RefusedConnection;
 pub use revocation::Revocations;
 pub use tls::{
     ADMIN_ALPN, AdmitError, PEER_ALPN, SERVER_NAME, admit, negotiated_alpn, peer_identity,

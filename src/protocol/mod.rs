@@ -6,6 +6,7 @@
 mod agreement;
 mod exchange;
 mod hints;
+mod keys;
 mod read;
 mod staleness;
 mod write;
@@ -13,6 +14,7 @@ mod write;
 pub use agreement::{Agreement, PeerAgreement};
 pub use exchange::{Differences, Exchange, STATE_BYTES, Step};
 pub use hints::{Ended, HINT_BYTES, Hint, HintLimits, HintQueues, HintSummary, Kept, Missed};
+pub use keys::{HomeTold, KeysPage, KeysTold, MergedKeys};
 pub use read::{ReadAction, ReadOp, ReadPlan, StandIns, Told, Want};
 pub use staleness::{Samples, WriteSample};
 pub use write::{WriteAction, WriteOp, WritePlan};

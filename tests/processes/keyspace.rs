@@ -95,6 +95,28 @@ fn a_scan_shows_every_key_through_any_node_and_through_a_death() {
 }
 
 #[test]
+fn many_tombstones_and_long_keys_do_not_burst_an_answer() {
+    let cluster = Cluster::start(3, &[]);
+    eventually("all is settled", PATIENCE, || cluster.settled());
+    let mut connection = cluster.connect(0);
+    // Hundreds of partitions are asked at once where there are few keys: these are 6 MB to tell.
+    let key = |i: usize| format!("{i}:{}", "k".repeat(24_000));
+    for i in 0..2_000 {
+        let () = connection.set(key(i), "v").unwrap();
+        if i != 1_234 {
+            let () = connection.del(key(i)).unwrap();
+        }
+    }
+    for node in 0..3 {
+        let seen = scan(&mut cluster.connect(node), &["COUNT", "1000"]);
+        assert_eq!(seen.len(), 1, "through node {node}");
+        assert!(seen.contains_key(&key(1_234)));
+        let malformed = cluster.metric(node, "quorate_peer_malformed_frames_total");
+        assert_eq!(malformed, Some(0));
+    }
+}
+
+#[test]
 fn without_a_quorum_there_is_no_scan() {
     let cluster = Cluster::start(3, &["request_timeout=500ms"]);
     eventually("all is settled", PATIENCE, || cluster.settled());

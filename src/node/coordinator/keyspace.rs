@@ -15,9 +15,11 @@ use tokio::time::timeout_at;
 use super::{Coordinator, Inner, RequestError};
 use crate::model::{NodeTag, PartitionId, Summary};
 use crate::net::{CallError, Lane, Operations, ReplySink, Response};
-use crate::protocol::QuorumNotMet;
+use crate::protocol::{HomeTold, KeysPage, KeysTold};
 use crate::ring::View;
-use crate::wire::{Answer, FrameError, FrameReader, Operation};
+use crate::wire::{
+    Answer, FrameError, FrameReader, Operation, PAGE_BYTES_MAX, RESPONSE_VALUES_BYTES_MAX,
+};
 
 /// Keys, and where to go on.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -26,21 +28,6 @@ pub struct KeyPage {
     pub keys: Vec<Bytes>,
     /// The cursor of the next page; 0: this was the last one.
     pub next: u64,
-}
-
-/// What one home has told of some partitions, in their order.
-struct Told {
-    home: NodeTag,
-    is_sure: bool,
-    pages: Vec<HomePage>,
-}
-
-/// What one home holds of a partition.
-#[derive(Debug, Default)]
-struct HomePage {
-    entries: Vec<(Bytes, Summary)>,
-    /// After which hash it goes on.
-    next: Option<u64>,
 }
 
 impl Coordinator {
@@ -89,53 +76,39 @@ impl Inner {
         limit: usize,
         page: &mut KeyPage,
     ) -> Result<u64, RequestError> {
-        let cursor = page.next;
-        let told = self.ask_keys(view, partitions, cursor, limit).await?;
+        let told = self.ask_keys(view, partitions, page.next, limit).await;
+        let now = self.replica.now(self.env.clock.wall()).millis();
         let count = view.params().partitions.count();
         for (place, &partition) in partitions.iter().enumerate() {
-            let of_homes: Vec<&HomePage> = told
-                .iter()
-                .filter_map(|told| told.get(&partition))
-                .collect();
-            // As far as all of them have come.
-            let until = of_homes.iter().filter_map(|home| home.next).min();
-            let mut newest: BTreeMap<(u64, &Bytes), Summary> = BTreeMap::new();
-            for (key, held) in of_homes.iter().flat_map(|home| &home.entries) {
-                let hash = self.hasher.hash(key);
-                if until.is_some_and(|until| hash > until) {
-                    continue;
-                }
-                let known = newest.entry((hash, key)).or_insert(*held);
-                if known.stamp < held.stamp {
-                    *known = *held;
-                }
+            // Homes leave out what does not fit an answer, but never the first.
+            match told.check(partition) {
+                Err(_) if place > 0 => return Ok(first_hash(u32::from(partition.0), count)),
+                enough => enough.map_err(RequestError::Read)?,
             }
-            let now = self.replica.now(self.env.clock.wall()).millis();
-            let live = newest.into_iter().filter(|(_, held)| held.is_live(now));
-            page.keys.extend(live.map(|((_, key), _)| key.clone()));
-            if let Some(until) = until {
+            let merged = told.merge(partition, now, |key| self.hasher.hash(key));
+            page.keys.extend(merged.keys);
+            if let Some(until) = merged.until {
                 return Ok(until.saturating_add(1));
             }
-            let is_last = u32::from(partition.0) + 1 == count;
-            if is_last {
-                return Ok(0);
-            }
-            if place + 1 == partitions.len() {
-                return Ok(first_hash(u32::from(partition.0) + 1, count));
-            }
         }
-        Ok(0)
+        // Partitions come in order, and there is one at least: that of the cursor.
+        let next = partitions
+            .last()
+            .map_or(count, |last| u32::from(last.0) + 1);
+        if next >= count {
+            return Ok(0);
+        }
+        Ok(first_hash(next, count))
     }
 
-    /// Asks the homes of partitions for their keys, until r of each have told: by partition, one
-    /// map a home.
+    /// Asks the homes of partitions for their keys, until r of each have told or nobody else will.
     async fn ask_keys(
         &self,
         view: &View,
         partitions: &[PartitionId],
         cursor: u64,
         limit: usize,
-    ) -> Result<Vec<BTreeMap<PartitionId, HomePage>>, RequestError> {
+    ) -> KeysTold {
         let mut wanted: BTreeMap<NodeTag, Vec<PartitionId>> = BTreeMap::new();
         for &partition in partitions {
             for &home in view.homes(partition) {
@@ -144,11 +117,11 @@ impl Inner {
         }
         let deadline = self.env.clock.monotonic() + self.config.timeout;
         let (tell, mut told) = mpsc::channel(wanted.len().max(1));
-        let mut collected = Collected::new(partitions, self.config.quorum.r());
+        let mut collected = KeysTold::new(partitions, self.config.quorum.r());
         let after = |partition| after(view, partition, cursor);
         for (&home, partitions) in &wanted {
             if home == self.self_tag {
-                collected.add(self.own_keys(partitions, limit, &after), &wanted);
+                collected.on_told(partitions, self.own_keys(partitions, limit, &after));
                 continue;
             }
             let mut operations = Operations::new(self.replica.now(self.env.clock.wall()));
@@ -166,13 +139,16 @@ impl Inner {
                 .call(home, Lane::Foreground, &operations, deadline, sink);
         }
         drop(tell);
-        while !collected.is_enough(true) {
+        while !collected.is_enough() {
             match timeout_at(deadline, told.recv()).await {
-                Ok(Some(told)) => collected.add(told, &wanted),
+                Ok(Some((home, told))) => {
+                    let partitions = wanted.get(&home).map_or(&[][..], Vec::as_slice);
+                    collected.on_told(partitions, told);
+                }
                 Ok(None) | Err(_) => break,
             }
         }
-        collected.finish()
+        collected
     }
 
     fn own_keys(
@@ -180,25 +156,27 @@ impl Inner {
         partitions: &[PartitionId],
         limit: usize,
         after: &dyn Fn(PartitionId) -> Option<u64>,
-    ) -> Told {
-        let page = |&partition: &PartitionId| {
-            let mut page = HomePage::default();
+    ) -> HomeTold {
+        let (mut pages, mut bytes) = (Vec::new(), 0);
+        for &partition in partitions {
+            // As much as others would answer.
+            if bytes > RESPONSE_VALUES_BYTES_MAX {
+                break;
+            }
+            let (mut page, mut page_bytes) = (KeysPage::default(), 0);
             page.next = self
                 .replica
                 .scan(partition, after(partition), |key, record| {
+                    page_bytes += key.len();
                     let key = Bytes::copy_from_slice(key);
                     page.entries.push((key, Summary::of(record)));
-                    page.entries.len() < limit
+                    page.entries.len() < limit && page_bytes < PAGE_BYTES_MAX
                 });
-            page
-        };
-        Told {
-            home: self.self_tag,
-            is_sure: partitions
-                .iter()
-                .all(|&partition| self.replica.is_sure(partition)),
-            pages: partitions.iter().map(page).collect(),
+            bytes += page_bytes;
+            pages.push(page);
         }
+        let is_sure = partitions.iter().all(|&p| self.replica.is_sure(p));
+        HomeTold { is_sure, pages }
     }
 }
 
@@ -218,62 +196,9 @@ fn first_hash(number: u32, count: u32) -> u64 {
     u64::from(number) << (u64::BITS - count.trailing_zeros())
 }
 
-/// What has been told so far.
-struct Collected {
-    need: u8,
-    sure: BTreeMap<PartitionId, u8>,
-    all: BTreeMap<PartitionId, u8>,
-    pages: Vec<BTreeMap<PartitionId, HomePage>>,
-}
-
-impl Collected {
-    fn new(partitions: &[PartitionId], need: u8) -> Self {
-        let none: BTreeMap<_, _> = partitions.iter().map(|&partition| (partition, 0)).collect();
-        Self {
-            need,
-            sure: none.clone(),
-            all: none,
-            pages: Vec::new(),
-        }
-    }
-
-    fn add(&mut self, told: Told, wanted: &BTreeMap<NodeTag, Vec<PartitionId>>) {
-        let Some(partitions) = wanted.get(&told.home) else {
-            return;
-        };
-        let pages: BTreeMap<_, _> = partitions.iter().copied().zip(told.pages).collect();
-        for partition in pages.keys() {
-            for counted in [Some(&mut self.all), told.is_sure.then_some(&mut self.sure)] {
-                if let Some(count) = counted.and_then(|counted| counted.get_mut(partition)) {
-                    *count += 1;
-                }
-            }
-        }
-        self.pages.push(pages);
-    }
-
-    /// Whether enough homes of each partition have told; of those that are sure of what they hold,
-    /// if there is a choice.
-    fn is_enough(&self, of_sure: bool) -> bool {
-        let counted = if of_sure { &self.sure } else { &self.all };
-        counted.values().all(|count| *count >= self.need)
-    }
-
-    fn finish(self) -> Result<Vec<BTreeMap<PartitionId, HomePage>>, RequestError> {
-        if self.is_enough(false) {
-            return Ok(self.pages);
-        }
-        Err(RequestError::Read(QuorumNotMet {
-            need: self.need,
-            got: self.all.values().copied().min().unwrap_or(0),
-            refusal: None,
-        }))
-    }
-}
-
 struct KeysSink {
     home: NodeTag,
-    tell: mpsc::Sender<Told>,
+    tell: mpsc::Sender<(NodeTag, HomeTold)>,
 }
 
 impl ReplySink for KeysSink {
@@ -288,7 +213,7 @@ impl ReplySink for KeysSink {
                 break;
             };
             let mut reader = FrameReader::new(entries);
-            let mut page = HomePage {
+            let mut page = KeysPage {
                 entries: Vec::new(),
                 next,
             };
@@ -299,11 +224,11 @@ impl ReplySink for KeysSink {
             pages.push(page);
         }
         // Whoever asked may have enough already.
-        drop(self.tell.try_send(Told {
-            home: self.home,
+        let told = HomeTold {
             is_sure: response.is_sure,
             pages,
-        }));
+        };
+        drop(self.tell.try_send((self.home, told)));
         Ok(())
     }
 }
