@@ -53,8 +53,13 @@ impl Coordinator {
             if page.next == 0 || page.keys.len() >= count {
                 return Ok(page);
             }
-            // Hardly anything is held: more at once.
-            width = (width * 4).min(WIDTH_MAX);
+            // As many as an answer had room for; all of them: hardly anything is held.
+            let ring = view.params().partitions;
+            let reached = ring.of(page.next).0 - partitions.first().map_or(0, |first| first.0);
+            width = match usize::from(reached) {
+                reached if reached < partitions.len() => reached.max(1),
+                _ => (width * 4).min(WIDTH_MAX),
+            };
         }
     }
 }
