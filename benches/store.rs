@@ -48,6 +48,7 @@ fn main() {
                 version,
                 expiry: Expiry { version, at: None },
                 value: Some(&value),
+                kind: quorate::model::Kind::String,
                 covers: false,
             };
             store.apply(key, record, NOW);

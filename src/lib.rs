@@ -9,16 +9,17 @@
 //!     store     records by partition and key, TTL, counters; `now` passed in       pure
 //!     wire      peer messages, size limits, protocol version                       pure
 //!     resp      RESP2/3 parse and encode, Command, Reply                           pure
-//! F2  protocol  one small state machine an operation; hints, agreement, freshness  pure
-//! F3  env       the only doors to time, chance, threads and files
-//! F4  net       QUIC endpoint, identity, lanes, trait Transport, gossip messages
-//! F5  node      coordinator, replica, membership, catch_up, handoff, anti_entropy, sweeper
-//! F6  front     the doors: RESP, peers, HTTP, admin socket
-//! F7  config    one file of settings, with defaults, checks and messages
-//! F8  cli       subcommands
+//! F2  update    what commands make of what a key holds                         pure
+//! F3  protocol  one small state machine an operation; hints, agreement, freshness  pure
+//! F4  env       the only doors to time, chance, threads and files
+//! F5  net       QUIC endpoint, identity, lanes, trait Transport, gossip messages
+//! F6  node      coordinator, proposer, replica, membership, catch_up, handoff, anti_entropy, sweeper
+//! F7  front     the doors: RESP, peers, HTTP, admin socket
+//! F8  config    one file of settings, with defaults, checks and messages
+//! F9  cli       subcommands
 //! ```
 //!
-//! Decisions (is this quorum met, which replica is stale) live on floors 0 to 2: given events
+//! Decisions (is this quorum met, which replica is stale) live on floors 0 to 3: given events
 //! they return actions, without `async`, clock, entropy or log. Rooms that do I/O are thin and
 //! carry the actions out. `tests/tidy.rs` checks this map.
 
@@ -34,4 +35,5 @@ pub mod protocol;
 pub mod resp;
 pub mod ring;
 pub mod store;
+pub mod update;
 pub mod wire;

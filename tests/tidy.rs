@@ -130,9 +130,9 @@ fn the_house_is_tidy() {
 #[test]
 fn the_check_finds_what_it_looks_for() {
     let floors =
-        floors("//! F0  model  x\n//!     more\n//! F1  store  y\n//!     ring  z\n//! F3  net  q");
+        floors("//! F0  model  x\n//!     more\n//! F1  store  y\n//!     ring  z\n//! F4  net  q");
     assert_eq!(floors.get("ring"), Some(&1));
-    assert_eq!(floors.get("net"), Some(&3));
+    assert_eq!(floors.get("net"), Some(&4));
     let found = |room: &str, source: &str| problems(room, source, &floors).len();
     assert_eq!(found("store", "use crate::model::Key;"), 0);
     assert_eq!(found("store", "use crate::ring::View;"), 1);
@@ -151,7 +151,7 @@ fn the_check_finds_what_it_looks_for() {
 }
 
 const LINES_MAX: usize = 800;
-const LAST_PURE_FLOOR: usize = 2;
+const LAST_PURE_FLOOR: usize = 3;
 const IMPURE: [&str; 12] = [
     "async ",
     ".await",

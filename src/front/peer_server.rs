@@ -1,23 +1,28 @@
 //! The door for peers: request frames in, response frames out.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use serde_bytes::Bytes as ByteSlice;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use crate::env::Clock;
-use crate::model::{HashedKey, KeyHasher, Millis, PartitionId, RecordRef, Summary, check_key};
+use crate::model::{
+    HashedKey, KeyHasher, Millis, PartitionId, RecordRef, Summary, Version, check_key,
+};
 use crate::net::{LateResponse, PeerService};
 use crate::node::anti_entropy::Responder;
 use crate::node::handoff::{Handoff, HintReply, MissedRef, NewHint};
 use crate::node::replica::{Replica, Written};
+use crate::node::updates::Proposer;
+use crate::protocol::{UpdateId, Updated, Updates};
 use crate::ring::{Partitions, View};
-use crate::store::ExpiryChange;
+use crate::store::{Accepted, ExpiryChange, Promised, Proposal};
 use crate::wire::{
     Answer, FrameError, FrameReader, Operation, PAGE_BYTES_MAX, RESPONSE_VALUES_BYTES_MAX, Refusal,
-    RequestHeader, ResponseFrame, ResponseHeader, WireExpiry, WireRecord, encode,
+    RequestHeader, ResponseFrame, ResponseHeader, WireExpiry, WireProposal, WireRecord,
+    WireUpdates, encode, from_wire, to_wire,
 };
 
 /// Where a node's encoded member table comes from.
@@ -44,6 +49,7 @@ pub struct PeerServer {
     partitions: Partitions,
     view: watch::Receiver<Arc<View>>,
     member_table: MemberTableSource,
+    proposer: OnceLock<Proposer>,
 }
 
 impl PeerServer {
@@ -71,6 +77,7 @@ impl PeerServer {
             partitions,
             view,
             member_table,
+            proposer: OnceLock::new(),
         }
     }
 
@@ -104,14 +111,7 @@ impl PeerServer {
                     .key(key)
                     .ok_or(Refusal::TooBig)
                     .and_then(|key| self.replica.write(key, RecordRef::from(record), wall));
-                encode(
-                    &match written {
-                        Ok(Written::Applied(prior)) => Answer::Applied(prior),
-                        Ok(Written::Superseded(by)) => Answer::Superseded(by),
-                        Err(refusal) => Answer::Refused(refusal),
-                    },
-                    out,
-                );
+                encode(&written.map_or_else(Answer::Refused, to_answer), out);
             }
             Operation::Expire(key, expiry) => return self.expire(key, expiry, wall, out),
             Operation::Scan(partition, after, ring) => {
@@ -147,9 +147,12 @@ impl PeerServer {
             | Operation::Symbols(..)
             | Operation::States(..)
             | Operation::Fetch(..) => self.compare(operation, room, out),
-            // They wait for the disk: see `keep`.
-            Operation::Hint(..) | Operation::HintExpiry(..) => {
-                encode(&Answer::Refused(Refusal::HintsFull), out);
+            Operation::Promise(..) | Operation::Accept(..) => {
+                self.decide(operation, wall, room, out);
+            }
+            // They wait for the disk, or for other homes: see `serve`.
+            Operation::Hint(..) | Operation::HintExpiry(..) | Operation::Update(..) => {
+                encode(&Answer::Refused(Refusal::Busy), out);
             }
         }
         true
@@ -172,6 +175,148 @@ impl PeerServer {
             // It is asked for these four only.
             _ => encode(&Answer::Refused(Refusal::NoSession), out),
         }
+    }
+
+    /// Answers what is asked to decide on an update.
+    fn decide(&self, operation: Operation<'_>, wall: Millis, room: usize, out: &mut Vec<u8>) {
+        match operation {
+            Operation::Promise(key, ballot, ring) => {
+                self.promise(key, from_wire(ballot), (ring, room), wall, out);
+            }
+            Operation::Accept(key, proposal, ring) => {
+                encode(&self.accept(key, proposal, ring, wall), out);
+            }
+            // It is asked for these two only.
+            _ => encode(&Answer::Refused(Refusal::NoVote), out),
+        }
+    }
+
+    /// Promises a ballot, and tells what is held.
+    fn promise(
+        &self,
+        key: &[u8],
+        ballot: Version,
+        (ring, room): (u64, usize),
+        wall: Millis,
+        out: &mut Vec<u8>,
+    ) {
+        let refused = |refusal| Answer::Refused(refusal);
+        let Some(key) = self.key(key) else {
+            return encode(&TOO_BIG, out);
+        };
+        if ring != self.view.borrow().version() {
+            return encode(&refused(Refusal::OtherRing), out);
+        }
+        if room == 0 {
+            return encode(&refused(Refusal::Busy), out);
+        }
+        let floor = to_wire(self.replica.floor(key));
+        let moment = (wall, self.clock.monotonic());
+        let promised = self
+            .replica
+            .promise(key, ballot, moment, |record, lineage| {
+                // Encoded under the partition's lock, straight from the store: the one copy made.
+                let (record, lineage) = (record.map(Into::into), lineage.map(ByteSlice::new));
+                encode(&Answer::Promise(record, lineage, floor), out);
+            });
+        match promised {
+            Ok(Promised::Promised(())) => {}
+            Ok(Promised::Refused { by }) => encode(&Answer::Outbid(to_wire(by)), out),
+            Ok(Promised::Full) => encode(&refused(Refusal::Busy), out),
+            Err(refusal) => encode(&refused(refusal), out),
+        }
+    }
+
+    /// Takes the state that an update has made.
+    fn accept(
+        &self,
+        key: &[u8],
+        proposal: WireProposal<'_>,
+        ring: u64,
+        wall: Millis,
+    ) -> Answer<'static> {
+        let Some(key) = self.key(key) else {
+            return TOO_BIG;
+        };
+        if ring != self.view.borrow().version() {
+            return Answer::Refused(Refusal::OtherRing);
+        }
+        let next = proposal.next();
+        let proposal = Proposal {
+            record: proposal.record.into(),
+            lineage: proposal.lineage,
+            next,
+        };
+        let moment = (wall, self.clock.monotonic());
+        match self.replica.accept(key, proposal, moment) {
+            Ok(Accepted::Accepted { is_next_promised }) => Answer::Accepted(is_next_promised),
+            Ok(Accepted::Refused { by }) => Answer::Outbid(to_wire(by)),
+            Err(refusal) => Answer::Refused(refusal),
+        }
+    }
+
+    /// Makes the updates of a frame that holds nothing else. Its response waits for other homes.
+    fn update(
+        &self,
+        frame: &Bytes,
+        mut header: ResponseHeader,
+    ) -> Result<LateResponse, FrameError> {
+        let mut operations = FrameReader::new(frame);
+        let _header: RequestHeader = operations.read()?;
+        let mut pledges = Vec::new();
+        for _ in 0..header.count {
+            let Operation::Update(key, updates) = operations.read()? else {
+                return Err(FrameError::Mixed);
+            };
+            pledges.push(self.submit(key, updates)?);
+        }
+        header.is_sure = false;
+        Ok(Box::pin(async move {
+            let mut out = Vec::new();
+            let frame = ResponseFrame::start(&header, &mut out);
+            for pledge in pledges {
+                let updated = match pledge {
+                    // The node is stopping.
+                    Ok(told) => told.await.unwrap_or(Updated::Unknown),
+                    Err(refusal) => {
+                        encode(&Answer::Refused(refusal), &mut out);
+                        continue;
+                    }
+                };
+                let mut told = Vec::new();
+                encode(&updated, &mut told);
+                encode(&Answer::Updated(ByteSlice::new(&told)), &mut out);
+            }
+            frame.finish(false, &mut out);
+            out
+        }))
+    }
+
+    fn submit(
+        &self,
+        key: &[u8],
+        updates: WireUpdates<'_>,
+    ) -> Result<Result<oneshot::Receiver<Updated>, Refusal>, FrameError> {
+        let changes = FrameReader::new(updates.changes).read()?;
+        if check_key(key).is_err() {
+            return Ok(Err(Refusal::TooBig));
+        }
+        let Some(proposer) = self.proposer.get() else {
+            return Ok(Err(Refusal::NoVote));
+        };
+        let id = UpdateId {
+            coordinator: updates.coordinator,
+            sequence: updates.sequence,
+        };
+        let (begun, until) = (updates.begun, updates.until);
+        let updates = Updates { id, begun, changes };
+        Ok(proposer.submit(Bytes::copy_from_slice(key), updates, until))
+    }
+
+    /// Makes updates by this proposer from now on. Before, it refuses them.
+    pub fn set_proposer(&self, proposer: Proposer) {
+        // The first one stays.
+        let _set = self.proposer.set(proposer);
     }
 
     /// Changes an expiry; whether the answer is sure.
@@ -313,6 +458,10 @@ impl PeerService for PeerServer {
                 started.cancel(out);
                 return self.keep(frame, header).map(Some);
             }
+            if matches!(operation, Operation::Update(..)) && number == 0 {
+                started.cancel(out);
+                return self.update(frame, header).map(Some);
+            }
             let room = RESPONSE_VALUES_BYTES_MAX.saturating_sub(started.bytes(out));
             is_sure &= self.answer(operation, wall, room, out);
         }
@@ -329,10 +478,17 @@ impl fmt::Debug for PeerServer {
     }
 }
 
+const fn to_answer(written: Written) -> Answer<'static> {
+    match written {
+        Written::Applied(prior) => Answer::Applied(prior),
+        Written::Superseded(by) => Answer::Superseded(by),
+        Written::Promised(ballot) => Answer::Promised(to_wire(ballot)),
+    }
+}
+
 fn answer_of(reply: HintReply) -> Answer<'static> {
     match reply {
-        HintReply::Written(Written::Applied(prior)) => Answer::Applied(prior),
-        HintReply::Written(Written::Superseded(by)) => Answer::Superseded(by),
+        HintReply::Written(written) => to_answer(written),
         HintReply::Expiry(ExpiryChange::Done {
             now_held,
             expired_at_before,

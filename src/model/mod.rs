@@ -16,4 +16,4 @@ pub use key::{KEY_BYTES_MAX, KeyError, check_key};
 pub use level::{Level, LevelError, Levels, Need};
 pub use node::{NODE_NAME_BYTES_MAX, NodeId, NodeIdError, NodeTag};
 pub use quorum::{Quorum, QuorumError, REPLICAS_MAX};
-pub use record::{Body, Expiry, Prior, Record, RecordRef, Stamp, Summary, Version};
+pub use record::{Body, Expiry, Kind, Prior, Record, RecordRef, Stamp, Summary, Version};

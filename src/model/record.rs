@@ -64,6 +64,31 @@ pub struct Expiry {
     pub at: Option<Millis>,
 }
 
+/// How the bytes of a value are to be understood.
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+pub enum Kind {
+    /// As they are.
+    #[default]
+    #[serde(rename = "s")]
+    String,
+    /// As fields, each with a value.
+    #[serde(rename = "h")]
+    Hash,
+}
+
+impl Kind {
+    /// Its name, as Redis has it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::String => "string",
+            Self::Hash => "hash",
+        }
+    }
+}
+
 /// What a key holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Body {
@@ -82,6 +107,8 @@ pub struct Record {
     pub expiry: Expiry,
     /// The value or the tombstone.
     pub body: Body,
+    /// What kind of value it is.
+    pub kind: Kind,
     /// An older state of this key was seen that would end later: when this one ends, a tombstone has
     /// to stay in its place, or a replica that missed it would bring the older one back.
     pub covers: bool,
@@ -98,6 +125,7 @@ impl Record {
                 at: expires_at,
             },
             body: Body::Value(value),
+            kind: Kind::String,
             covers: false,
         }
     }
@@ -109,6 +137,7 @@ impl Record {
             version,
             expiry: Expiry { version, at: None },
             body: Body::Tombstone,
+            kind: Kind::String,
             covers: false,
         }
     }
@@ -152,6 +181,8 @@ pub struct RecordRef<'a> {
     pub expiry: Expiry,
     /// The value; `None`: a tombstone.
     pub value: Option<&'a [u8]>,
+    /// What kind of value it is.
+    pub kind: Kind,
     /// See [`Record::covers`].
     pub covers: bool,
 }
@@ -188,6 +219,7 @@ impl RecordRef<'_> {
                 at: None,
             },
             value: None,
+            kind: Kind::String,
             covers: false,
             ..self
         }
@@ -203,6 +235,7 @@ impl RecordRef<'_> {
             version: self.version,
             expiry: self.expiry,
             body,
+            kind: self.kind,
             covers: self.covers,
         }
     }
@@ -218,6 +251,7 @@ impl<'a> From<&'a Record> for RecordRef<'a> {
             version: record.version,
             expiry: record.expiry,
             value,
+            kind: record.kind,
             covers: record.covers,
         }
     }
@@ -232,6 +266,8 @@ pub struct Summary {
     pub expires_at: Option<Millis>,
     /// The length of its value in bytes; `None`: a tombstone.
     pub value_bytes: Option<u64>,
+    /// What kind of value it is.
+    pub kind: Kind,
 }
 
 impl Summary {
@@ -242,6 +278,7 @@ impl Summary {
             stamp: record.stamp(),
             expires_at: record.expiry.at,
             value_bytes: record.value.map(|value| value.len() as u64),
+            kind: record.kind,
         }
     }
 
@@ -265,6 +302,17 @@ pub struct Prior {
     pub stamp: Option<Stamp>,
     /// Whether it was a value whose time was not over.
     pub live: bool,
+}
+
+impl Prior {
+    /// Of nothing but a version.
+    #[must_use]
+    pub const fn of(version: Version) -> Self {
+        Self {
+            stamp: Some(Stamp::fresh(version)),
+            live: false,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -297,6 +345,7 @@ mod tests {
                     at,
                 },
                 body,
+                kind: Kind::String,
                 covers: false,
             }
         })

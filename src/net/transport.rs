@@ -8,7 +8,7 @@ use serde::Serialize;
 use thiserror::Error;
 use tokio::time::Instant;
 
-use crate::model::{HlcTime, NodeTag};
+use crate::model::{Body, HlcTime, NodeTag, Record, RecordRef};
 use crate::wire::{self, FrameError, FrameReader};
 
 /// Which stream to a peer carries a call. Bulk never delays a request, and one large value does
@@ -116,6 +116,21 @@ pub struct Response<'a> {
     pub clock: HlcTime,
     /// See [`ResponseHeader::is_sure`](wire::ResponseHeader::is_sure).
     pub is_sure: bool,
+}
+
+impl Response<'_> {
+    /// A record that was read from the answers, kept by a slice of the frame and not by a copy.
+    #[must_use]
+    pub fn keep(&self, record: RecordRef<'_>) -> Record {
+        let slice = |value| Body::Value(self.frame.slice_ref(value));
+        Record {
+            version: record.version,
+            expiry: record.expiry,
+            body: record.value.map_or(Body::Tombstone, slice),
+            kind: record.kind,
+            covers: record.covers,
+        }
+    }
 }
 
 /// Why a call has no response.

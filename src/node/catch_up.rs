@@ -125,7 +125,8 @@ impl CatchUp {
         for partition in view.params().partitions.all() {
             let homes = view.homes(partition);
             if !homes.contains(&self.self_tag) {
-                self.replica.set_sure(partition, false);
+                self.replica
+                    .set_sure(partition, false, self.env.clock.wall());
                 progress.homes.remove(&partition);
                 continue;
             }
@@ -153,7 +154,8 @@ impl CatchUp {
                 if !copying.others.is_empty() && copying.sure.is_empty() {
                     debug!(partition = partition.0, "no other home was sure either");
                 }
-                self.replica.set_sure(partition, true);
+                let wall = self.env.clock.wall();
+                self.replica.set_sure(partition, true, wall);
             }
             !is_done
         });
@@ -277,6 +279,8 @@ impl CatchUp {
                     let held = by.stamp.unwrap_or_default().newest();
                     has_all &= self.replica.is_believable(held, clock);
                 }
+                // An update is under way. It asks again.
+                Ok(Written::Promised(_)) => has_all = false,
                 Err(refusal) => {
                     debug!(%refusal, "left a record out");
                     has_all = false;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -13,7 +14,7 @@ use crate::model::{
     Stamp, Summary, Version,
 };
 use crate::ring::Partitions;
-use crate::store::{Applied, ExpiryChange, Store};
+use crate::store::{Accepted, Applied, ExpiryChange, Promised, Proposal, Store};
 use crate::wire::Refusal;
 
 /// The local copy, guarded by the rules that every write keeps, wherever it comes from.
@@ -35,7 +36,10 @@ pub struct Replica {
 /// nothing of a key then says nothing. It is sure of a partition again once it has caught up (see
 /// [`crate::node::catch_up`]).
 #[derive(Debug)]
-pub struct Standing(Box<[AtomicBool]>);
+pub struct Standing {
+    is_sure: Box<[AtomicBool]>,
+    votes_from: Option<Instant>,
+}
 
 impl Standing {
     /// That of a node that has just started.
@@ -51,12 +55,33 @@ impl Standing {
     }
 
     fn all(partitions: Partitions, is_sure: bool) -> Self {
-        Self(partitions.all().map(|_| AtomicBool::new(is_sure)).collect())
+        let new = |_| AtomicBool::new(is_sure);
+        Self {
+            is_sure: partitions.all().map(new).collect(),
+            votes_from: None,
+        }
+    }
+
+    /// It has no vote on updates before this moment: by then, whoever had a promise of an earlier
+    /// life of this node has given up.
+    #[must_use]
+    pub fn voting_from(self, moment: Instant) -> Self {
+        Self {
+            votes_from: Some(moment),
+            ..self
+        }
     }
 
     fn of(&self, partition: PartitionId) -> Option<&AtomicBool> {
-        self.0.get(usize::from(partition.0))
+        self.is_sure.get(usize::from(partition.0))
     }
+}
+
+/// How long a node that starts has no vote on updates: whoever had a promise of its earlier life has
+/// had time enough to make use of it.
+#[must_use]
+pub fn abstention(timeout: Duration) -> Duration {
+    2 * timeout
 }
 
 /// What became of a write or of a change of expiry.
@@ -66,6 +91,8 @@ pub enum Written {
     Applied(Prior),
     /// A record was not taken; this is newer.
     Superseded(Prior),
+    /// A record was not taken: nothing older than this ballot is, for the sake of an update.
+    Promised(Version),
 }
 
 impl Replica {
@@ -94,6 +121,12 @@ impl Replica {
         self.store.read(key, Millis(0), read)
     }
 
+    /// The longest value that it takes, in bytes.
+    #[must_use]
+    pub const fn value_bytes_max(&self) -> usize {
+        self.value_bytes_max
+    }
+
     /// What is held of a key, without its value; see [`Replica::read`].
     #[must_use]
     pub fn summary(&self, key: HashedKey<'_>) -> Option<Summary> {
@@ -107,16 +140,24 @@ impl Replica {
         standing.is_some_and(|is_sure| is_sure.load(Ordering::Acquire))
     }
 
-    /// Says so, or no longer.
-    pub fn set_sure(&self, partition: PartitionId, is_sure: bool) {
+    /// Says so, or no longer. Promises from before are not known any more: their ballots are not
+    /// taken.
+    pub fn set_sure(&self, partition: PartitionId, is_sure: bool, wall: Millis) {
         if let Some(standing) = self.standing.of(partition) {
+            if is_sure {
+                let floor = Version {
+                    hlc: self.now(wall),
+                    node: NodeTag(u64::MAX),
+                };
+                self.store.raise_floor(partition, floor);
+            }
             standing.store(is_sure, Ordering::Release);
         }
     }
 
     /// Something of a partition is lost: it has to be copied again.
     pub fn set_lost(&self, partition: PartitionId) {
-        self.set_sure(partition, false);
+        self.set_sure(partition, false, Millis(0));
         self.lost.notify_one();
     }
 
@@ -182,7 +223,68 @@ impl Replica {
         Ok(match self.store.apply(key, record, now) {
             Applied::Applied { prior } => Written::Applied(prior),
             Applied::Superseded { by } => Written::Superseded(by),
+            Applied::Promised { ballot } => Written::Promised(ballot),
         })
+    }
+
+    /// Takes a record if it replaces what has this stamp; whether it did.
+    pub fn replace(
+        &self,
+        key: HashedKey<'_>,
+        held: Option<Stamp>,
+        record: RecordRef<'_>,
+        wall: Millis,
+    ) -> Result<bool, Refusal> {
+        self.admit(record, wall)?;
+        let now = self.now(wall).millis();
+        Ok(self.store.replace(key, held, record, now))
+    }
+
+    /// Promises to take nothing older than `ballot` for a key, and shows what is held of it, how that
+    /// came to be, and the newest version of which nothing is known any more.
+    pub fn promise<T>(
+        &self,
+        key: HashedKey<'_>,
+        ballot: Version,
+        (wall, now): (Millis, Instant),
+        show: impl FnOnce(Option<RecordRef<'_>>, Option<&[u8]>) -> T,
+    ) -> Result<Promised<T>, Refusal> {
+        if !self.votes(key.partition, now) {
+            return Err(Refusal::NoVote);
+        }
+        self.observe(Stamp::fresh(ballot), wall)?;
+        Ok(self.store.promise(key, ballot, self.now(wall), show))
+    }
+
+    /// The newest version of which nothing is known any more; see [`Store::floor`].
+    #[must_use]
+    pub fn floor(&self, key: HashedKey<'_>) -> Version {
+        self.store.floor(key)
+    }
+
+    /// Takes the state that an update has made.
+    pub fn accept(
+        &self,
+        key: HashedKey<'_>,
+        proposal: Proposal<'_>,
+        (wall, now): (Millis, Instant),
+    ) -> Result<Accepted, Refusal> {
+        self.admit(proposal.record, wall)?;
+        if !self.votes(key.partition, now) {
+            // It may have promised otherwise before it lost its memory, so it does not count. What it
+            // takes it need not be given later.
+            self.write(key, proposal.record, wall)?;
+            return Err(Refusal::NoVote);
+        }
+        Ok(self.store.accept(key, proposal, self.now(wall)))
+    }
+
+    /// Whether this copy counts among those that decide on updates of a partition: it holds what it
+    /// ever acknowledged, and whoever had a promise that it does not know of has given up by now.
+    #[must_use]
+    pub fn votes(&self, partition: PartitionId, now: Instant) -> bool {
+        let from = self.standing.votes_from;
+        self.is_sure(partition) && from.is_none_or(|from| from <= now)
     }
 
     /// Whether a record keeps the rules for what any copy of it may be: its length and its clock,

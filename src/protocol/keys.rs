@@ -121,7 +121,7 @@ impl KeysTold {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{HlcTime, NodeTag, Stamp, Version};
+    use crate::model::{HlcTime, Kind, NodeTag, Stamp, Version};
 
     const P: PartitionId = PartitionId(0);
 
@@ -134,6 +134,7 @@ mod tests {
             stamp: Stamp::fresh(version),
             expires_at: ends.map(Millis),
             value_bytes,
+            kind: Kind::String,
         }
     }
 

@@ -9,6 +9,7 @@ mod hints;
 mod keys;
 mod read;
 mod staleness;
+mod update;
 mod write;
 
 pub use agreement::{Agreement, PeerAgreement};
@@ -17,14 +18,19 @@ pub use hints::{Ended, HINT_BYTES, Hint, HintLimits, HintQueues, HintSummary, Ke
 pub use keys::{HomeTold, KeysPage, KeysTold, MergedKeys};
 pub use read::{ReadAction, ReadOp, ReadPlan, StandIns, Told, Want};
 pub use staleness::{Samples, WriteSample};
+pub use update::{
+    Lineage, Promise, Proposed, Standing, UpdateAction, UpdateId, UpdateOp, UpdatePlan, Updated,
+    Updates,
+};
 pub use write::{WriteAction, WriteOp, WritePlan};
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::wire::Refusal;
 
 /// Too few replicas answered in time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error, Serialize, Deserialize)]
 #[error("{got} of {need} needed replicas answered")]
 pub struct QuorumNotMet {
     /// How many had to.

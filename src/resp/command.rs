@@ -5,6 +5,7 @@ use thiserror::Error;
 use super::connection::{self, ConnectionCommand};
 use super::expiry::Unit;
 use super::parts;
+use super::update::{self, HashRead, Update};
 use super::{Args, CommandKind, ExpiryArg};
 use crate::model::{KeyError, LevelError, check_key};
 
@@ -94,6 +95,20 @@ pub enum DataCommand<'a> {
     Usage {
         /// The key.
         key: &'a [u8],
+    },
+    /// A command whose effect depends on what the key holds.
+    Update {
+        /// The key.
+        key: &'a [u8],
+        /// What is to become of it.
+        update: Update<'a>,
+    },
+    /// `HGET` and other reads of a hash.
+    Hash {
+        /// The key.
+        key: &'a [u8],
+        /// What is asked.
+        read: HashRead<'a>,
     },
 }
 
@@ -218,9 +233,18 @@ pub enum CommandError {
     /// A command of Redis that has no sense here.
     #[error("ERR {0} is not for Quorate: {1}")]
     Refused(&'static str, &'static str),
-    /// A command of Redis that this version lacks.
-    #[error("ERR {0} needs an atomic update, which this version of Quorate does not have yet")]
-    NotYet(&'static str),
+    /// A decrement that cannot be.
+    #[error("ERR decrement would overflow")]
+    DecrementOverflow,
+    /// `SETRANGE` from before the beginning.
+    #[error("ERR offset is out of range")]
+    Offset,
+    /// `SETBIT` to something else than 0 or 1.
+    #[error("ERR bit is not an integer or out of range")]
+    Bit,
+    /// `EXPIRE` with options that exclude each other.
+    #[error("ERR {0} options at the same time are not compatible")]
+    ExpireOptions(&'static str),
 }
 
 impl<'a> Command<'a> {
@@ -235,7 +259,6 @@ impl<'a> Command<'a> {
             K::Get => DataCommand::Get {
                 key: only_key(args, kind)?,
             },
-            K::Set => set(args)?,
             K::SetEx => set_for(args, kind, Unit::new(true, false))?,
             K::PSetEx => set_for(args, kind, Unit::new(false, false))?,
             K::MGet => DataCommand::MGet {
@@ -250,10 +273,10 @@ impl<'a> Command<'a> {
             K::Exists | K::Touch => DataCommand::Exists {
                 keys: keys(args, kind)?,
             },
-            K::Expire => expire(args, kind, Unit::new(true, false))?,
-            K::PExpire => expire(args, kind, Unit::new(false, false))?,
-            K::ExpireAt => expire(args, kind, Unit::new(true, true))?,
-            K::PExpireAt => expire(args, kind, Unit::new(false, true))?,
+            K::Expire => update::expire(args, kind, Unit::new(true, false))?,
+            K::PExpire => update::expire(args, kind, Unit::new(false, false))?,
+            K::ExpireAt => update::expire(args, kind, Unit::new(true, true))?,
+            K::PExpireAt => update::expire(args, kind, Unit::new(false, true))?,
             K::Persist => DataCommand::Persist {
                 key: only_key(args, kind)?,
             },
@@ -272,7 +295,10 @@ impl<'a> Command<'a> {
             K::BitCount => parts::count(args, kind)?,
             K::Object if args.len() > 2 => parts::object(args)?,
             K::Memory if args.len() > 2 => parts::usage(args)?,
-            _ => return Ok(Self::Connection(kind, connection::parse(kind, args)?)),
+            _ => match update::parse(args, kind) {
+                Some(data) => data?,
+                None => return Ok(Self::Connection(kind, connection::parse(kind, args)?)),
+            },
         };
         Ok(Self::Data(kind, data))
     }
@@ -287,6 +313,11 @@ impl<'a> Command<'a> {
 }
 
 impl<'a> Keys<'a> {
+    /// All of these.
+    pub(super) const fn new(args: Args<'a>) -> Self {
+        Self(args)
+    }
+
     /// How many there are.
     #[must_use]
     pub const fn len(&self) -> usize {
@@ -306,6 +337,11 @@ impl<'a> Keys<'a> {
 }
 
 impl<'a> Pairs<'a> {
+    /// All of these, two by two.
+    pub(super) const fn new(args: Args<'a>) -> Self {
+        Self(args)
+    }
+
     /// All of them, in order.
     pub fn iter(self) -> impl Iterator<Item = (&'a [u8], &'a [u8])> {
         (0..self.0.len() / 2)
@@ -350,69 +386,6 @@ fn pairs(args: Args<'_>) -> Result<Pairs<'_>, CommandError> {
     Ok(Pairs(args.from(1)))
 }
 
-fn set(args: Args<'_>) -> Result<DataCommand<'_>, CommandError> {
-    if args.len() < 3 {
-        return Err(arity(CommandKind::Set));
-    }
-    let mut expiry = None;
-    let mut not_yet = None;
-    let mut number = 3;
-    while let Some(option) = args.get(number) {
-        let unit = match option.to_ascii_uppercase().as_slice() {
-            b"EX" => Unit::new(true, false),
-            b"PX" => Unit::new(false, false),
-            b"EXAT" => Unit::new(true, true),
-            b"PXAT" => Unit::new(false, true),
-            other => {
-                let option = set_option(other).ok_or(CommandError::Syntax)?;
-                not_yet = merge_options(not_yet, option)?;
-                number += 1;
-                continue;
-            }
-        };
-        // One end only, and none where the old one is kept.
-        if expiry.is_some() || not_yet == Some("SET KEEPTTL") {
-            return Err(CommandError::Syntax);
-        }
-        let argument = args.get(number + 1).ok_or(CommandError::Syntax)?;
-        expiry = Some((unit, argument));
-        number += 2;
-    }
-    let expiry = expiry
-        .map(|(unit, argument)| unit.read(argument, "set", true))
-        .transpose()?;
-    let key = key(args, 1)?;
-    match not_yet {
-        Some("SET KEEPTTL") if expiry.is_some() => Err(CommandError::Syntax),
-        Some(option) => Err(CommandError::NotYet(option)),
-        None => Ok(DataCommand::Set {
-            key,
-            value: args.get(2).unwrap_or_default(),
-            expiry,
-        }),
-    }
-}
-
-fn set_option(option: &[u8]) -> Option<&'static str> {
-    match option {
-        b"NX" => Some("SET NX"),
-        b"XX" => Some("SET XX"),
-        b"GET" => Some("SET GET"),
-        b"KEEPTTL" => Some("SET KEEPTTL"),
-        _ => None,
-    }
-}
-
-fn merge_options(
-    earlier: Option<&'static str>,
-    option: &'static str,
-) -> Result<Option<&'static str>, CommandError> {
-    match (earlier, option) {
-        (Some("SET NX"), "SET XX") | (Some("SET XX"), "SET NX") => Err(CommandError::Syntax),
-        (earlier, option) => Ok(Some(earlier.unwrap_or(option))),
-    }
-}
-
 fn set_for(args: Args<'_>, kind: CommandKind, unit: Unit) -> Result<DataCommand<'_>, CommandError> {
     let (4, Some(argument), Some(value)) = (args.len(), args.get(2), args.get(3)) else {
         return Err(arity(kind));
@@ -422,26 +395,6 @@ fn set_for(args: Args<'_>, kind: CommandKind, unit: Unit) -> Result<DataCommand<
         key: key(args, 1)?,
         value,
         expiry,
-    })
-}
-
-fn expire(args: Args<'_>, kind: CommandKind, unit: Unit) -> Result<DataCommand<'_>, CommandError> {
-    let (3.., Some(argument)) = (args.len(), args.get(2)) else {
-        return Err(arity(kind));
-    };
-    if let Some(option) = args.get(3) {
-        return Err(match option.to_ascii_uppercase().as_slice() {
-            b"NX" => CommandError::NotYet("EXPIRE NX"),
-            b"XX" => CommandError::NotYet("EXPIRE XX"),
-            b"GT" => CommandError::NotYet("EXPIRE GT"),
-            b"LT" => CommandError::NotYet("EXPIRE LT"),
-            _ => CommandError::Unsupported(lossy(option)),
-        });
-    }
-    let at = unit.read(argument, kind.name(), false)?;
-    Ok(DataCommand::Expire {
-        key: key(args, 1)?,
-        at,
     })
 }
 
@@ -455,13 +408,6 @@ fn ttl(args: Args<'_>, kind: CommandKind, form: TtlForm) -> Result<DataCommand<'
 fn unknown(name: &[u8], args: Args<'_>) -> CommandError {
     if let Some((name, why)) = refused(name) {
         return CommandError::Refused(name, why);
-    }
-    if let Some((name, least)) = not_yet(name) {
-        // Arity first, as in Redis: a wrong use stays wrong when the command comes.
-        if args.len() < least {
-            return CommandError::Arity(name.to_ascii_lowercase());
-        }
-        return CommandError::NotYet(name);
     }
     let mut shown = String::new();
     for arg in args.from(1).iter() {
@@ -507,30 +453,6 @@ fn refused(name: &[u8]) -> Option<(&'static str, &'static str)> {
     const NO_PRIMARY: &str = "every node takes writes, none is a primary";
     WHY.into_iter()
         .find(|(refused, _)| name.eq_ignore_ascii_case(refused.as_bytes()))
-}
-
-/// Commands of Redis that come with atomic updates, and the fewest words each has.
-fn not_yet(name: &[u8]) -> Option<(&'static str, usize)> {
-    const LATER: [(&str, usize); 15] = [
-        ("INCR", 2),
-        ("DECR", 2),
-        ("INCRBY", 3),
-        ("DECRBY", 3),
-        ("INCRBYFLOAT", 3),
-        ("SETNX", 3),
-        ("MSETNX", 3),
-        ("APPEND", 3),
-        ("GETSET", 3),
-        ("GETDEL", 2),
-        ("GETEX", 2),
-        ("SETRANGE", 4),
-        ("SETBIT", 4),
-        ("RENAME", 3),
-        ("COPY", 3),
-    ];
-    LATER
-        .into_iter()
-        .find(|(later, _)| name.eq_ignore_ascii_case(later.as_bytes()))
 }
 
 /// As in Redis: enough to see what was meant.

@@ -28,6 +28,17 @@ impl Unit {
         }
     }
 
+    /// What the argument of an option counts.
+    pub(super) fn of_option(upper: &[u8]) -> Option<Self> {
+        Some(match upper {
+            b"EX" => Self::new(true, false),
+            b"PX" => Self::new(false, false),
+            b"EXAT" => Self::new(true, true),
+            b"PXAT" => Self::new(false, true),
+            _ => return None,
+        })
+    }
+
     /// Reads an argument of this unit. `must_be_positive` as for `SET`; `EXPIRE` deletes instead.
     pub(super) fn read(
         self,

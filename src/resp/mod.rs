@@ -12,6 +12,7 @@ mod parser;
 mod parts;
 mod reply;
 mod table;
+mod update;
 
 #[cfg(test)]
 mod tests;
@@ -22,6 +23,7 @@ pub use decode::{Reply, ReplyError, decode};
 pub use expiry::ExpiryArg;
 pub use glob::matches;
 pub use kind::CommandKind;
-pub use parser::{Args, Limits, Parsed, Parser, ProtocolError};
+pub use parser::{Args, Limits, Parsed, Parser, ProtocolError, integer};
 pub use reply::{Encoder, Protocol};
 pub use table::{CommandFacts, command_facts, commands};
+pub use update::{Condition, ExpireCondition, HashRead, NewEnd, SetIf, SetTells, Update};

@@ -378,7 +378,8 @@ const fn incomplete(
 }
 
 /// An integer as Redis reads it: digits, perhaps a minus, no leading zeros or plus.
-pub(super) fn integer(text: &[u8]) -> Option<i64> {
+#[must_use]
+pub fn integer(text: &[u8]) -> Option<i64> {
     let (is_negative, digits) = match text {
         [b'-', digits @ ..] => (true, digits),
         digits => (false, digits),

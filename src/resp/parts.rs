@@ -19,12 +19,17 @@ pub(super) fn bit(args: Args<'_>, kind: CommandKind) -> Result<DataCommand<'_>, 
     if args.len() != 3 {
         return Err(arity(kind));
     }
+    let part = Part::Bit(bit_offset(args)?);
+    let key = key(args, 1)?;
+    Ok(DataCommand::Part { key, part })
+}
+
+/// The number of a bit, behind the key.
+pub(super) fn bit_offset(args: Args<'_>) -> Result<u64, CommandError> {
     let offset = args.get(2).and_then(integer);
     let offset = offset.and_then(|offset| u64::try_from(offset).ok());
     let offset = offset.filter(|offset| *offset < BITS_MAX);
-    let part = Part::Bit(offset.ok_or(CommandError::BitOffset)?);
-    let key = key(args, 1)?;
-    Ok(DataCommand::Part { key, part })
+    offset.ok_or(CommandError::BitOffset)
 }
 
 /// `BITCOUNT key [start end [BYTE | BIT]]`

@@ -44,6 +44,8 @@ fn show(command: DataCommand<'_>) -> String {
         DataCommand::Ttl { key, form } => format!("{} {form:?}", text(key)),
         DataCommand::Part { key, part } => format!("{} {part:?}", text(key)),
         DataCommand::Usage { key } => text(key),
+        DataCommand::Update { key, update } => format!("{} {update:?}", text(key)),
+        DataCommand::Hash { key, read } => format!("{} {read:?}", text(key)),
     }
 }
 
@@ -115,18 +117,71 @@ fn errors_are_those_of_redis() {
 }
 
 #[test]
-fn what_needs_an_atomic_update_says_so() {
-    for line in [
-        "incr k",
-        "set k v nx",
-        "set k v XX",
-        "setnx k v",
-        "getset k v",
-        "expire k 1 GT",
+fn updates_are_understood() {
+    for (line, expected) in [
+        ("incr k", "incr k Add(1)"),
+        ("decrby k 5", "decrby k Add(-5)"),
+        ("getdel k", "getdel k GetDelete"),
+        ("getex k", "getex k"),
+        ("getex k PERSIST", "getex k GetExpire(Never)"),
+        ("getex k ex 5", "getex k GetExpire(At(After(5000)))"),
+        (
+            "expire k 1 gt xx",
+            "expire k Expire(After(1000), ExpireCondition { had_end: Some(true), moves: Some(Greater) })",
+        ),
+        ("setbit k 7 1", "setbit k SetBit(7, true)"),
+        ("delex k", "delex k Delete(Always)"),
+        (
+            "set k v get get",
+            "set k Set(SetIf { value: [118], end: Never, condition: Always, tells: Before })",
+        ),
+        (
+            "set k v keepttl",
+            "set k Set(SetIf { value: [118], end: Keep, condition: Always, tells: Done })",
+        ),
+        (
+            "set k v ifeq w px 9",
+            "set k Set(SetIf { value: [118], end: At(After(9)), condition: Equal([119]), tells: Done })",
+        ),
+        ("hgetall k", "hgetall k All"),
+        ("hincrby k f -2", "hincrby k HashAdd([102], -2)"),
     ] {
-        let error = parse(line.as_bytes()).unwrap_err();
-        assert!(error.contains("needs an atomic update"), "{line}: {error}");
+        assert_eq!(parse(line.as_bytes()).as_deref(), Ok(expected), "{line}");
     }
+    for (line, expected) in [
+        ("set k v nx xx", "ERR syntax error"),
+        ("set k v nx ifeq w", "ERR syntax error"),
+        ("set k v ifeq", "ERR syntax error"),
+        ("set k v keepttl ex 5", "ERR syntax error"),
+        (
+            "expire k 1 nx gt",
+            "ERR NX and XX, GT or LT options at the same time are not compatible",
+        ),
+        (
+            "expire k 1 gt lt",
+            "ERR GT and LT options at the same time are not compatible",
+        ),
+        (
+            "decrby k -9223372036854775808",
+            "ERR decrement would overflow",
+        ),
+        ("setrange k -1 v", "ERR offset is out of range"),
+        (
+            "hset k f",
+            "ERR wrong number of arguments for 'hset' command",
+        ),
+        (
+            "hset k f v g",
+            "ERR wrong number of arguments for 'hset' command",
+        ),
+    ] {
+        assert_eq!(parse(line.as_bytes()), Err(expected.to_owned()), "{line}");
+    }
+    assert!(
+        parse(b"msetnx a 1 b 2")
+            .unwrap_err()
+            .contains("is not for Quorate")
+    );
 }
 
 #[test]

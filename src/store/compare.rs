@@ -103,6 +103,7 @@ impl Store {
             }
             if !record.covers && record.is_expired(now) && !share.is_counted(cut) {
                 self.count(Held::of(packed), Held::default());
+                group.promises.forget(record.stamp().newest());
                 group.slab.remove(*place);
                 rolled.freed += 1;
                 return false;
@@ -195,6 +196,7 @@ impl Store {
             let is_other = self.partition_of(self.hasher.hash(packed.key())) != partition;
             if !is_other {
                 self.count(Held::of(packed), Held::default());
+                group.promises.forget(packed.stamp().newest());
                 group.slab.remove(*place);
             }
             is_other
@@ -239,6 +241,7 @@ impl Store {
             let (is_aged, is_of_these) = is_old();
             if is_aged && is_of_these {
                 self.count(Held::of(packed), Held::default());
+                group.promises.forget(record.stamp().newest());
                 group.slab.remove(*place);
                 purged += 1;
                 return false;
@@ -265,6 +268,8 @@ impl Store {
         group.table.retain(|place| {
             let packed = group.slab.get(*place);
             if !packed.is_intact() {
+                // What a damaged record says of its version is not to be believed: whoever lost
+                // something does not vote until it has caught up, and forgets everything then.
                 self.count(Held::of(packed), Held::default());
                 group.slab.remove(*place);
                 scrubbed.damaged += 1;

@@ -9,7 +9,9 @@
 mod compare;
 mod digests;
 mod packed;
+mod promises;
 mod slab;
+mod update;
 
 use std::hash::{BuildHasherDefault, Hasher};
 use std::ops::DerefMut;
@@ -22,12 +24,15 @@ use hashbrown::hash_table::Entry;
 
 use crate::model::{
     Epoch, Expiry, HashedKey, KeyHasher, Millis, PartitionId, Prior, RecordRef, Stamp, Summary,
+    Version,
 };
 
 pub use compare::{Rolled, Scrubbed, States};
 use digests::{Digests, GROUP, Share};
 use packed::{Layout, Packed};
+use promises::Promises;
 use slab::{Place, Slab};
+pub use update::{Accepted, Promised, Proposal};
 
 /// All records of one node.
 #[derive(Debug)]
@@ -64,6 +69,11 @@ pub enum Applied {
     Superseded {
         /// What it holds.
         by: Prior,
+    },
+    /// It holds nothing newer, but has promised to take nothing older than this.
+    Promised {
+        /// The ballot.
+        ballot: Version,
     },
 }
 
@@ -120,21 +130,37 @@ impl Store {
         self.read(key, now, |record| record.map(Summary::of))
     }
 
-    /// Takes a record if it is newer than what is held. Taking the same one twice is harmless.
+    /// Takes a record if it is newer than what is held, and than what was promised. Taking the same one
+    /// twice is harmless.
     pub fn apply(&self, key: HashedKey<'_>, record: RecordRef<'_>, now: Millis) -> Applied {
         let mut group = self.group_mut(key.partition);
+        self.apply_in(&mut group, key, record, now)
+    }
+
+    fn apply_in(
+        &self,
+        group: &mut Group,
+        key: HashedKey<'_>,
+        record: RecordRef<'_>,
+        now: Millis,
+    ) -> Applied {
         let Group {
             table,
             slab,
             due,
             digests,
             has_aged,
-        } = &mut *group;
+            promises,
+        } = group;
+        let too_old = |held: Option<Version>| promises.keeps_out(key.hash, record, held);
         let at = place_in_group(key.partition);
         let is_key = |place: &Place| slab.get(*place).key() == key.bytes;
         let rehash = |place: &Place| table_hash(self.hasher.hash(slab.get(*place).key()));
         let (prior, before, held, share) = match table.entry(table_hash(key.hash), is_key, rehash) {
             Entry::Vacant(vacant) => {
+                if let Some(ballot) = too_old(None) {
+                    return Applied::Promised { ballot };
+                }
                 vacant.insert(slab.insert(key.bytes, record));
                 let share = self.share(key.hash, record);
                 digests.change(at, None, share);
@@ -155,15 +181,15 @@ impl Store {
                     self.cover(key, record, (slab, digests), place);
                     return Applied::Superseded { by: prior };
                 }
+                if let Some(ballot) =
+                    too_old(Some(held.version)).filter(|_| held.stamp() != record.stamp())
+                {
+                    return Applied::Promised { ballot };
+                }
                 let before = Held::of(packed);
                 if packed.is_plain() && record.is_plain() {
-                    // Most overwrites by far. (To measure what digests cost: benches/store.rs.)
-                    if !cfg!(quorate_no_digest) {
-                        let digest = |of| self.hasher.digest_of_write(key.hash, of);
-                        let epoch = Epoch::of(record.version.hlc.millis());
-                        let (old, new) = (digest(held.version), digest(record.version));
-                        digests.overwrite(at, epoch, old, new);
-                    }
+                    // Most overwrites by far.
+                    self.overwrite(digests, key, held.version, record.version);
                     *place = slab.replace(*place, record);
                     (prior, before, Held::new(key.bytes, record), None)
                 } else {
@@ -183,9 +209,26 @@ impl Store {
             due.note(share, record, digests.cut());
             *has_aged |= record.value.is_none() && !share.is_counted(digests.cut());
         }
+        promises.on_taken(key.hash, record.stamp());
         self.compact(table, slab);
         self.count(before, held);
         Applied::Applied { prior }
+    }
+
+    /// Changes the digest for one plain record in the place of another. (To measure what digests cost:
+    /// benches/store.rs.)
+    #[inline]
+    fn overwrite(&self, digests: &mut Digests, key: HashedKey<'_>, old: Version, new: Version) {
+        if !cfg!(quorate_no_digest) {
+            let digest = |of| self.hasher.digest_of_write(key.hash, of);
+            let epoch = Epoch::of(new.hlc.millis());
+            digests.overwrite(
+                place_in_group(key.partition),
+                epoch,
+                digest(old),
+                digest(new),
+            );
+        }
     }
 
     /// Notes that something older was seen that may end later than what is held: it must not come
@@ -228,8 +271,15 @@ impl Store {
             slab,
             due,
             digests,
+            promises,
             ..
         } = &mut *group;
+        if let Some(ballot) = promises.of(key.hash)
+            && expiry.version < ballot
+        {
+            let by = Stamp::fresh(ballot);
+            return ExpiryChange::Superseded { by };
+        }
         let is_key = |place: &Place| slab.get(*place).key() == key.bytes;
         let Some(place) = table.find_mut(table_hash(key.hash), is_key) else {
             return nothing;
@@ -462,6 +512,7 @@ struct Group {
     digests: Digests,
     /// There may be tombstones that are old enough to be purged.
     has_aged: bool,
+    promises: Promises,
 }
 
 impl Group {
@@ -472,6 +523,7 @@ impl Group {
             due: Due::default(),
             digests: Digests::new(cut),
             has_aged: false,
+            promises: Promises::default(),
         }
     }
 

@@ -16,7 +16,9 @@
 
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::model::{Expiry, HlcTime, KEY_BYTES_MAX, Millis, NodeTag, RecordRef, Stamp, Version};
+use crate::model::{
+    Expiry, HlcTime, KEY_BYTES_MAX, Kind, Millis, NodeTag, RecordRef, Stamp, Version,
+};
 
 /// A record in place.
 #[derive(Debug, Clone, Copy)]
@@ -54,6 +56,11 @@ impl<'a> Packed<'a> {
                 at: self.expires_at(),
             },
             value: self.is_value().then(|| &self.bytes[self.head.value_at..]),
+            kind: if self.has(IS_HASH) {
+                Kind::Hash
+            } else {
+                Kind::String
+            },
             covers: self.has(COVERS),
         }
     }
@@ -213,6 +220,9 @@ impl Layout {
         if record.covers {
             flags |= COVERS;
         }
+        if record.kind == Kind::Hash {
+            flags |= IS_HASH;
+        }
         let mut lengths = 1;
         if key.len() > SHORT_KEY_BYTES_MAX {
             flags |= HAS_LONG_KEY;
@@ -326,6 +336,7 @@ const HAS_LONG_KEY: u8 = 8;
 const HAS_SHORT_VALUE: u8 = 16;
 const IS_DEAD: u8 = 32;
 const COVERS: u8 = 64;
+const IS_HASH: u8 = 128;
 
 const VERSION_BYTES: usize = 16;
 const VALUE_LENGTH_BYTES: usize = 2;
@@ -372,6 +383,11 @@ mod tests {
                     version,
                     expiry,
                     body,
+                    kind: if hlc % 2 == 0 {
+                        Kind::String
+                    } else {
+                        Kind::Hash
+                    },
                     covers: at.is_some(),
                 }
             })

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::*;
-use crate::model::{Body, Digest, HlcTime, NodeTag, Record, Version};
+use crate::model::{Body, Digest, HlcTime, Kind, NodeTag, Record, Version};
 
 const NOW: Millis = Millis(1_000);
 
@@ -292,6 +292,7 @@ fn what_ends_before_the_state_it_replaced_leaves_a_tombstone() {
         ));
         // Neither does the value itself come back from one that has not swept yet.
         let late = Record {
+            kind: Kind::String,
             covers: false,
             ..short.clone()
         };

@@ -154,7 +154,8 @@ mod tests {
 
     use super::*;
     use crate::model::{
-        Expiry, HlcTime, Millis, NodeTag, PartitionId, Prior, RecordRef, Stamp, Summary, Version,
+        Expiry, HlcTime, Kind, Millis, NodeTag, PartitionId, Prior, RecordRef, Stamp, Summary,
+        Version,
     };
     use crate::wire::{Answer, Operation, Refusal, RequestHeader};
 
@@ -178,6 +179,7 @@ mod tests {
                 version: version(numbers[0], numbers[1]),
                 expiry,
                 value: value.as_deref(),
+                kind: Kind::Hash,
                 covers: at.is_some(),
             };
             let key = ByteSlice::new(&key);
@@ -241,6 +243,7 @@ mod tests {
             stamp,
             expires_at: Some(Millis(9)),
             value_bytes: None,
+            kind: Kind::String,
         };
         let answers = [
             Answer::Record(None),

@@ -18,11 +18,12 @@ use serde_bytes::Bytes;
 use thiserror::Error;
 
 use crate::model::{
-    Epoch, Expiry, HlcTime, Millis, NodeTag, PartitionId, Prior, RecordRef, Stamp, Summary, Version,
+    Epoch, Expiry, HlcTime, Kind, Millis, NodeTag, PartitionId, Prior, RecordRef, Stamp, Summary,
+    Version,
 };
 
 /// The version of everything peers must agree on: frames, hashes, placement.
-pub const WIRE_VERSION: u32 = 2;
+pub const WIRE_VERSION: u32 = 3;
 
 /// Values in one response frame, in bytes, before the replica answers with summaries instead: many
 /// large values are fetched a few at a time, so that no frame is without bound.
@@ -125,6 +126,62 @@ pub enum Operation<'a> {
     /// Give the records whose key has this hash and that are newer than this.
     #[serde(rename = "f")]
     Fetch(PartitionId, u64, Option<Stamp>),
+    /// Promise to take nothing older than this ballot for the key, and give its record; if the ring is
+    /// of this version for both.
+    #[serde(rename = "b")]
+    Promise(#[serde(borrow)] &'a Bytes, WireVersion, u64),
+    /// Take the state that an update has made, if the ring is of this version for both.
+    #[serde(rename = "a")]
+    Accept(#[serde(borrow)] &'a Bytes, WireProposal<'a>, u64),
+    /// Carry out these updates of the key, in order, each once.
+    #[serde(rename = "u")]
+    Update(#[serde(borrow)] &'a Bytes, WireUpdates<'a>),
+}
+
+/// The state that an update has made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WireProposal<'a> {
+    /// It; its version is the ballot.
+    #[serde(borrow)]
+    pub record: WireRecord<'a>,
+    /// How it came to be.
+    #[serde(borrow)]
+    pub lineage: &'a Bytes,
+    next: Option<WireVersion>,
+}
+
+impl<'a> WireProposal<'a> {
+    /// A state, how it came to be, and the ballot of what is likely to follow.
+    #[must_use]
+    pub fn new(record: RecordRef<'a>, lineage: &'a [u8], next: Option<Version>) -> Self {
+        Self {
+            record: record.into(),
+            lineage: Bytes::new(lineage),
+            next: next.map(to_wire),
+        }
+    }
+
+    /// The ballot of what is likely to follow.
+    #[must_use]
+    pub fn next(&self) -> Option<Version> {
+        self.next.map(from_wire)
+    }
+}
+
+/// Updates that one coordinator sends together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WireUpdates<'a> {
+    /// The coordinator, unlike in two starts of it.
+    pub coordinator: NodeTag,
+    /// Its number for them; later ones are greater.
+    pub sequence: u64,
+    /// Nobody had them before this moment.
+    pub begun: HlcTime,
+    /// They are not to be begun after this one.
+    pub until: HlcTime,
+    /// What is to be done.
+    #[serde(borrow)]
+    pub changes: &'a Bytes,
 }
 
 /// A record on the wire.
@@ -136,9 +193,11 @@ pub struct WireRecord<'a> {
     expires_at: Option<Millis>,
     #[serde(borrow)]
     value: Option<&'a Bytes>,
-    /// Hints of earlier versions on disk lack it.
+    /// Hints of earlier versions on disk lack it, and what follows.
     #[serde(default)]
     covers: bool,
+    #[serde(default)]
+    kind: Kind,
 }
 
 /// An expiry on the wire.
@@ -189,6 +248,26 @@ pub enum Answer<'a> {
     /// the next page begins, if there is one.
     #[serde(rename = "p")]
     Page(u32, #[serde(borrow)] &'a Bytes, Option<u64>),
+    /// To `Write`: not taken, because nothing older than this ballot is.
+    #[serde(rename = "b")]
+    Promised(WireVersion),
+    /// To `Promise`: promised. The record, how it came to be if that is known, and the newest version
+    /// of which nothing is known any more.
+    #[serde(rename = "o")]
+    Promise(
+        #[serde(borrow)] Option<WireRecord<'a>>,
+        #[serde(borrow)] Option<&'a Bytes>,
+        WireVersion,
+    ),
+    /// To `Accept`: taken, and whether what is likely to follow is promised.
+    #[serde(rename = "v")]
+    Accepted(bool),
+    /// To `Promise` and `Accept`: not done; a ballot must exceed this.
+    #[serde(rename = "g")]
+    Outbid(WireVersion),
+    /// To `Update`: what became of each.
+    #[serde(rename = "u", borrow)]
+    Updated(&'a Bytes),
     /// To any: not done.
     #[serde(rename = "f")]
     Refused(Refusal),
@@ -225,6 +304,14 @@ pub enum Refusal {
     #[error("the replica has too much to do")]
     #[serde(rename = "o")]
     Busy,
+    /// It has started a moment ago, or has not caught up yet: it has no say in updates.
+    #[error("the replica has not caught up yet")]
+    #[serde(rename = "v")]
+    NoVote,
+    /// Whoever asked has given up by now, or its clock is behind.
+    #[error("the request came too late, or the clock of who sent it is behind")]
+    #[serde(rename = "l")]
+    TooLate,
 }
 
 /// The key of a comparison.
@@ -233,8 +320,8 @@ pub type SessionWords = (u64, u64);
 /// The hash of a key, and a hash of what is held of it.
 pub type StateWords = (u64, u64);
 
-/// Two numbers; flat in `MessagePack`.
-type WireVersion = (u64, u64);
+/// A version as two numbers; flat in `MessagePack`.
+pub type WireVersion = (u64, u64);
 
 impl<'a> From<RecordRef<'a>> for WireRecord<'a> {
     fn from(record: RecordRef<'a>) -> Self {
@@ -245,6 +332,7 @@ impl<'a> From<RecordRef<'a>> for WireRecord<'a> {
             expires_at: record.expiry.at,
             value: record.value.map(Bytes::new),
             covers: record.covers,
+            kind: record.kind,
         }
     }
 }
@@ -260,6 +348,7 @@ impl<'a> From<WireRecord<'a>> for RecordRef<'a> {
                 at: record.expires_at,
             },
             value: record.value.map(|value| &**value),
+            kind: record.kind,
             covers: record.covers,
         }
     }
@@ -283,11 +372,15 @@ impl From<WireExpiry> for Expiry {
     }
 }
 
-const fn to_wire(version: Version) -> WireVersion {
+/// A version, for the wire.
+#[must_use]
+pub const fn to_wire(version: Version) -> WireVersion {
     (version.hlc.0, version.node.0)
 }
 
-const fn from_wire((hlc, node): WireVersion) -> Version {
+/// A version from the wire.
+#[must_use]
+pub const fn from_wire((hlc, node): WireVersion) -> Version {
     Version {
         hlc: HlcTime(hlc),
         node: NodeTag(node),

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use quorate::env::{Clock, Disk, Durability, Env, MemoryDisk, SeededRng, SystemClock, Tasks};
 use quorate::front::peer_server::{PeerServer, Served};
 use quorate::model::{HashedKey, Hlc, KeyHasher, Level, Millis, NodeId, NodeTag, Quorum, Record};
-use quorate::net::MemoryNetwork;
+use quorate::net::{MemoryNetwork, PeerService};
 use quorate::node::anti_entropy::Responder;
 use quorate::node::coordinator::{
     Action, Config, Coordinator, Outcome, Parts, Request, RequestError,
@@ -22,6 +22,7 @@ use quorate::node::coordinator::{
 use quorate::node::handoff::replay::Replay;
 use quorate::node::handoff::{self, Handoff, Owed};
 use quorate::node::replica::{Replica, Standing};
+use quorate::node::updates::UpdateError;
 use quorate::protocol::HintLimits;
 use quorate::ring::{Member, MemberState, Partitions, RingParams, Role, View};
 use quorate::store::{Applied, Limits, Store};
@@ -158,7 +159,9 @@ impl Ring {
             view.subscribe(),
             Box::new(Bytes::new),
         );
-        self.network.connect(id.tag(), Arc::new(service));
+        let service = Arc::new(service);
+        self.network
+            .connect(id.tag(), Arc::clone(&service) as Arc<dyn PeerService>);
         let owed = watch::Sender::new(Arc::<Owed>::default());
         let replay = Replay {
             self_tag: id.tag(),
@@ -185,6 +188,7 @@ impl Ring {
             handoff: Arc::clone(&handoff),
             owed: owed.subscribe(),
         });
+        service.set_proposer(coordinator.updater().proposer().clone());
         Node {
             id: id.clone(),
             tag: id.tag(),
@@ -270,6 +274,13 @@ impl Ring {
         self.nodes[node].store.read(self.key(), now, |record| {
             record.map(|record| record.to_record())
         })
+    }
+
+    /// The first of the key's preference list.
+    fn first_home(&self) -> usize {
+        let home = self.view.homes(self.key().partition)[0];
+        let is_home = |node: &Node| node.tag == home;
+        self.nodes.iter().position(is_home).unwrap()
     }
 
     /// Cuts a node off, in both directions.

@@ -134,7 +134,7 @@ async fn without_sloppiness_and_for_linearizable_writes_nobody_stands_in() {
     let refused = away.ring.run_at(Level::Linearizable, away.homes[0], set);
     assert!(matches!(
         refused.await,
-        Outcome::Failed(RequestError::Learn(_))
+        Outcome::Failed(RequestError::Update(UpdateError::NotMade(_)))
     ));
     assert_eq!(away.hints(), 0);
 }

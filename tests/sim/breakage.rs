@@ -8,10 +8,12 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use quorate::model::{HlcTime, Level, NodeTag, Prior, Quorum, RecordRef, Stamp, Summary, Version};
 use quorate::net::{Lane, PeerService};
+use quorate::protocol::Lineage;
 use quorate::wire::{
-    Answer, FrameReader, LENGTH_BYTES, Operation, RequestHeader, ResponseHeader, WireRecord,
-    encode, finish_frame, split_frame, start_frame,
+    Answer, FrameReader, LENGTH_BYTES, Operation, RequestHeader, ResponseHeader, WireProposal,
+    WireRecord, encode, finish_frame, from_wire, split_frame, start_frame,
 };
+use serde_bytes::Bytes as ByteSlice;
 use tokio::time::Instant;
 
 use crate::cluster::now;
@@ -64,6 +66,14 @@ pub(crate) enum Breakage {
     TombstonesUncompared,
     /// Of what a comparison finds, the last is left out.
     DecoderOffByOne,
+    /// A home that promises a ballot forgets it at once.
+    ForgetPromise,
+    /// A home takes a state under a ballot older than one that it has promised.
+    AcceptBelow,
+    /// Of what homes hold, updates are made on something older.
+    AdoptOlder,
+    /// An update that is tried again is made again.
+    ApplyTwice,
 }
 
 impl Breakage {
@@ -73,6 +83,16 @@ impl Breakage {
         Self::PurgeHomeAway,
         Self::TombstonesUncompared,
         Self::DecoderOffByOne,
+    ];
+
+    /// Those of updates.
+    pub(crate) const OF_UPDATES: [Self; 6] = [
+        Self::ForgetPromise,
+        Self::AcceptBelow,
+        Self::AdoptOlder,
+        Self::ApplyTwice,
+        Self::CountStandIns,
+        Self::CountAmnesiac,
     ];
 
     /// Those of requests and hints.
@@ -153,15 +173,15 @@ pub(crate) fn broken_call(
 /// The response to a request that got none: acknowledgements of its writes.
 pub(crate) fn made_up(request: &Bytes) -> Option<Bytes> {
     let (header, operations) = parse(request);
-    let is_write = |operation: &Operation<'_>| matches!(operation, Operation::Write(..));
-    if !operations.iter().all(is_write) {
-        return None;
-    }
     let mut answers = Vec::new();
-    let applied = Answer::Applied(Prior::default());
-    operations
-        .iter()
-        .for_each(|_| encode(&applied, &mut answers));
+    for operation in operations {
+        let taken = match operation {
+            Operation::Write(..) => Answer::Applied(Prior::default()),
+            Operation::Accept(..) => Answer::Accepted(false),
+            _ => return None,
+        };
+        encode(&taken, &mut answers);
+    }
     Some(response(&header, true, header.clock, &answers))
 }
 
@@ -204,8 +224,22 @@ fn serve_one(
         (Breakage::AckWithoutTaking, Operation::Write(_, record)) if sample(record, 2) => {
             Served::acknowledged(header)
         }
+        (Breakage::AckWithoutTaking, Operation::Accept(_, proposal, _))
+            if sample(proposal.record, 2) =>
+        {
+            Served::accepted(header)
+        }
         (Breakage::ForgetWrites, Operation::Write(_, record)) if sample(record, 12) => {
             Served::acknowledged(header)
+        }
+        (Breakage::ForgetWrites, Operation::Accept(_, proposal, _))
+            if sample(proposal.record, 12) =>
+        {
+            Served::accepted(header)
+        }
+        (Breakage::SkipWriteBack, Operation::Accept(_, proposal, _)) => {
+            network.first_sent(RecordRef::from(proposal.record).version, to);
+            pass(operation)
         }
         (Breakage::SkipWriteBack, Operation::Write(_, record)) => {
             let first = network.first_sent(RecordRef::from(record).version, from);
@@ -223,6 +257,54 @@ fn serve_one(
                 }
                 _ => pass(operation),
             }
+        }
+        (Breakage::CompareMillis, Operation::Accept(key, proposal, _)) => {
+            let version = RecordRef::from(proposal.record).version;
+            match held(&pass(Operation::Summary(key))) {
+                Some(held) if held.hlc.millis() >= version.hlc.millis() => Served::accepted(header),
+                _ => pass(operation),
+            }
+        }
+        (Breakage::ForgetPromise, Operation::Promise(key, ..)) => {
+            promised(pass(Operation::Read(key)), None)
+        }
+        (Breakage::ApplyTwice, Operation::Promise(..)) => {
+            let served = pass(operation);
+            let nothing_made = Lineage::default().encode();
+            match FrameReader::new(&served.answer).read() {
+                Ok(Answer::Promise(Some(record), ..)) => {
+                    let lineage = Some(ByteSlice::new(&nothing_made));
+                    let answer = encoded(&Answer::Promise(Some(record), lineage, (0, 0)));
+                    Served { answer, ..served }
+                }
+                _ => served,
+            }
+        }
+        (Breakage::AdoptOlder, Operation::Promise(key, ..)) => {
+            let served = pass(operation);
+            network.older((to, key.to_vec()), served)
+        }
+        (Breakage::AcceptBelow, Operation::Accept(key, proposal, ring)) => {
+            let served = pass(operation);
+            let Ok(Answer::Outbid(by)) = FrameReader::new(&served.answer).read() else {
+                return served;
+            };
+            let record = RecordRef::from(proposal.record);
+            let version = Version {
+                hlc: HlcTime(from_wire(by).hlc.0 + 1),
+                ..record.version
+            };
+            let expiry = quorate::model::Expiry {
+                version,
+                at: record.expiry.at,
+            };
+            let record = RecordRef {
+                version,
+                expiry,
+                ..record
+            };
+            let proposal = WireProposal::new(record, proposal.lineage, None);
+            pass(Operation::Accept(key, proposal, ring))
         }
         (Breakage::TombstonesUncompared, Operation::Write(_, record))
             if lane == Lane::Bulk && RecordRef::from(record).value.is_none() =>
@@ -317,13 +399,50 @@ pub(crate) struct Sent {
     pub(crate) lane: Lane,
 }
 
-/// Whether a request is for a stand-in.
-pub(crate) fn holds_hints(request: &Bytes) -> bool {
+/// Whether the response to a request waits for something: it is for a stand-in, or for updates.
+pub(crate) fn has_to_wait(request: &Bytes) -> bool {
     let (_, operations) = parse(request);
-    let is_hint = |operation: &Operation<'_>| {
-        matches!(operation, Operation::Hint(..) | Operation::HintExpiry(..))
+    let waits = |operation: &Operation<'_>| {
+        matches!(
+            operation,
+            Operation::Hint(..) | Operation::HintExpiry(..) | Operation::Update(..)
+        )
     };
-    operations.first().is_some_and(is_hint)
+    operations.first().is_some_and(waits)
+}
+
+/// What a home holds, as if it had promised a ballot.
+fn promised(read: Served, lineage: Option<&ByteSlice>) -> Served {
+    match FrameReader::new(&read.answer).read() {
+        Ok(Answer::Record(record)) => {
+            let answer = encoded(&Answer::Promise(record, lineage, (0, 0)));
+            Served { answer, ..read }
+        }
+        _ => read,
+    }
+}
+
+/// What homes told of a key before, by the home and the key.
+#[derive(Default)]
+pub(crate) struct Told(std::collections::BTreeMap<(NodeTag, Vec<u8>), [Option<Served>; 2]>);
+
+impl Told {
+    /// What was told before what is told now.
+    pub(crate) fn older(&mut self, key: (NodeTag, Vec<u8>), now: Served) -> Served {
+        let version = |served: &Served| match FrameReader::new(&served.answer).read() {
+            Ok(Answer::Promise(Some(record), ..)) => Some(RecordRef::from(record).version),
+            _ => None,
+        };
+        if version(&now).is_none() {
+            return now;
+        }
+        let told = self.0.entry(key).or_default();
+        if told[1].as_ref().map(version) != Some(version(&now)) {
+            told.swap(0, 1);
+            told[1] = Some(now.clone());
+        }
+        told[0].clone().unwrap_or(now)
+    }
 }
 
 /// What a home was asked, asked of somebody else in its stead who then answers for it.
@@ -333,6 +452,8 @@ pub(crate) async fn stand_in_as_home(
     service: &Arc<dyn PeerService>,
 ) -> Option<Bytes> {
     let (header, operations) = parse(request);
+    let is_promise = matches!(operations.first(), Some(Operation::Promise(..)));
+    let mut is_accept = false;
     let mut instead = Vec::new();
     let start = start_frame(&header, &mut instead);
     for operation in operations {
@@ -341,6 +462,11 @@ pub(crate) async fn stand_in_as_home(
                 Operation::Write(key, record) => Operation::Hint(home, key, record),
                 Operation::Read(key) => Operation::HintedRead(key),
                 Operation::Summary(key) => Operation::HintedSummary(key),
+                Operation::Promise(key, ..) => Operation::HintedRead(key),
+                Operation::Accept(key, proposal, _) => {
+                    is_accept = true;
+                    Operation::Hint(home, key, proposal.record)
+                }
                 _ => return None,
             },
             &mut instead,
@@ -355,6 +481,15 @@ pub(crate) async fn stand_in_as_home(
     let mut reader = FrameReader::new(&out[LENGTH_BYTES..]);
     let answered: ResponseHeader = reader.read().ok()?;
     let answers = out[LENGTH_BYTES + encoded(&answered).len()..].to_vec();
+    let served = Served {
+        header: answered,
+        answer: answers,
+    };
+    let answers = match (is_promise, is_accept) {
+        (true, _) => promised(served, None).answer,
+        (_, true) => encoded(&Answer::Accepted(false)),
+        _ => served.answer,
+    };
     Some(response(&header, true, answered.clock, &answers))
 }
 
@@ -375,6 +510,13 @@ impl Served {
                 is_sure: true,
             },
             answer: encoded(&Answer::Applied(Prior::default())),
+        }
+    }
+
+    fn accepted(header: &RequestHeader) -> Self {
+        Self {
+            answer: encoded(&Answer::Accepted(false)),
+            ..Self::acknowledged(header)
         }
     }
 }

@@ -13,14 +13,14 @@ use quorate::front::peer_server::{PeerServer, Served};
 use quorate::model::{
     Epoch, HashedKey, Hlc, KeyHasher, Millis, NodeId, NodeTag, Quorum, RecordRef,
 };
-use quorate::net::{MemoryGossip, Transport};
+use quorate::net::{MemoryGossip, PeerService, Transport};
 use quorate::node::anti_entropy::{self, AntiEntropy, DigestGossip, Responder};
 use quorate::node::catch_up::CatchUp;
 use quorate::node::coordinator::{Config, Coordinator, Outcome, Parts, Request};
 use quorate::node::handoff::replay::Replay;
 use quorate::node::handoff::{self, Handoff, Owed};
 use quorate::node::membership::{self, Membership as RealMembership};
-use quorate::node::replica::{Replica, Standing};
+use quorate::node::replica::{Replica, Standing, abstention};
 use quorate::node::sweeper::sweep;
 use quorate::protocol::HintLimits;
 use quorate::ring::{Member, MemberState, Partitions, RingParams, Role, View};
@@ -290,7 +290,7 @@ impl Cluster {
         let is_first = node.epoch == 1;
         let standing = match self.breakage {
             Some(Breakage::CountAmnesiac) if !is_first => Standing::sure(partitions),
-            _ => Standing::unsure(partitions),
+            _ => Standing::unsure(partitions).voting_from(now() + abstention(REQUEST_MAX)),
         };
         let replica = Arc::new(Replica::new(
             Arc::clone(&store),
@@ -322,9 +322,9 @@ impl Cluster {
             view.subscribe(),
             Box::new(Bytes::new),
         );
-        let transport = self
-            .network
-            .connect(node.id.tag(), node.epoch, Arc::new(service));
+        let service = Arc::new(service);
+        let peer = Arc::clone(&service) as Arc<dyn PeerService>;
+        let transport = self.network.connect(node.id.tag(), node.epoch, peer);
         let transport = Arc::new(transport);
         let own = Own {
             store: Arc::clone(&store),
@@ -333,6 +333,7 @@ impl Cluster {
             view,
         };
         let (coordinator, anti_entropy) = self.assemble(number, &env, own, hlc, &transport);
+        service.set_proposer(coordinator.updater().proposer().clone());
         self.nodes[number].running = Some(Running {
             store,
             replica,

@@ -6,6 +6,7 @@
 #![cfg(test)]
 
 mod breakage;
+mod chains;
 mod checker;
 mod cluster;
 mod disk;
@@ -13,6 +14,7 @@ mod entropy;
 mod faults;
 mod network;
 mod run;
+mod updates;
 mod zombies;
 
 use std::collections::BTreeMap;
@@ -188,6 +190,70 @@ fn every_breakage_of_repair_is_noticed() {
     }
 }
 
+/// Runs seeds of updates on all processors; stops at the first violation.
+fn run_updates(seeds: std::ops::Range<u64>) -> updates::Tally {
+    let next = AtomicU64::new(seeds.start);
+    let total = Mutex::new(updates::Tally::default());
+    let workers = std::thread::available_parallelism().map_or(2, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..workers {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= seeds.end {
+                        return;
+                    }
+                    let tally = updates::run(seed, None).unwrap_or_else(|why| {
+                        next.store(seeds.end, Ordering::Relaxed);
+                        panic!("update seed {seed}: {why}")
+                    });
+                    if seed.is_multiple_of(50) {
+                        let again = updates::run(seed, None).map(|again| again.trace);
+                        assert_eq!(again, Ok(tally.trace), "seed {seed} differs from itself");
+                    }
+                    let mut total = total.lock().unwrap();
+                    total.updates += tally.updates;
+                    total.uncertain += tally.uncertain;
+                    total.plain += tally.plain;
+                    total.held += tally.held;
+                    for (fault, count) in tally.faults {
+                        *total.faults.entry(fault).or_default() += count;
+                    }
+                }
+            });
+        }
+    });
+    total.into_inner().unwrap()
+}
+
+#[test]
+fn updates_are_atomic_whatever_happens() {
+    let seeds = variable("QUORATE_SIM_UPDATE_SEEDS").unwrap_or(UPDATE_SEEDS);
+    let first = variable("QUORATE_SIM_FIRST").unwrap_or(0);
+    let total = run_updates(first..first + seeds);
+    println!("{seeds} seeds: {total:?}");
+    for fault in Fault::ALL {
+        assert!(
+            total.faults.contains_key(&fault),
+            "{fault:?} never happened"
+        );
+    }
+    assert!(total.uncertain < total.updates / 20, "{total:?}");
+}
+
+#[test]
+fn every_breakage_of_updates_is_noticed() {
+    for breakage in Breakage::OF_UPDATES {
+        let noticed = (0..BREAKAGE_SEEDS_MAX)
+            .find_map(|seed| Some((seed + 1, updates::run(seed, Some(breakage)).err()?)));
+        let Some((seeds, why)) = noticed else {
+            panic!("{breakage:?} was not noticed in {BREAKAGE_SEEDS_MAX} seeds");
+        };
+        let why = why.lines().next().unwrap_or_default();
+        println!("{breakage:?}: {seeds} seeds, {why}");
+    }
+}
+
 #[test]
 fn a_record_altered_in_memory_is_found_and_healed() {
     for seed in 0..20 {
@@ -197,6 +263,7 @@ fn a_record_altered_in_memory_is_found_and_healed() {
 
 /// A home is away in five ways.
 const ZOMBIE_SEEDS: u64 = 600;
+const UPDATE_SEEDS: u64 = 100;
 /// Two thousand: forty hours and more.
 const SEEDS: u64 = 2_000;
 const BREAKAGE_SEEDS_MAX: u64 = 1_000;

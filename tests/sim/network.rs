@@ -17,7 +17,7 @@ use quorate::wire::{
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::breakage::{
-    Breakage, Cache, Sent, Served, broken_call, broken_serve, holds_hints, made_up,
+    Breakage, Cache, Sent, Served, Told, broken_call, broken_serve, has_to_wait, made_up,
     stand_in_as_home,
 };
 use crate::cluster::now;
@@ -38,6 +38,7 @@ pub(crate) struct State {
     /// Versions by the node that sent them first, for breakages of repairs.
     first_sent: BTreeMap<Version, NodeTag>,
     cache: Cache,
+    told: Told,
     trace: DefaultHasher,
     started: Instant,
     pub(crate) messages: u64,
@@ -91,6 +92,7 @@ impl Network {
             breakage,
             first_sent: BTreeMap::new(),
             cache: Cache::default(),
+            told: Told::default(),
             trace: DefaultHasher::new(),
             started: now(),
             messages: 0,
@@ -250,7 +252,7 @@ impl Network {
             (Arc::clone(&peer.service), state.breakage)
         };
         if let Some(breakage) = breakage
-            && !holds_hints(request)
+            && !has_to_wait(request)
         {
             let link = Sent { from, to, lane };
             return Some(broken_serve(breakage, self, link, request, &service));
@@ -281,6 +283,11 @@ impl Network {
     pub(crate) fn service(&self, of: NodeTag) -> Option<Arc<dyn PeerService>> {
         let state = self.lock();
         state.peers.get(&of).map(|peer| Arc::clone(&peer.service))
+    }
+
+    /// What a home told before what it tells now.
+    pub(crate) fn older(&self, key: (NodeTag, Vec<u8>), now: Served) -> Served {
+        self.lock().told.older(key, now)
     }
 
     /// An answer of the recent past, or a new one.

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use quorate::env::SeededRng;
 use quorate::model::{Level, Quorum};
 use quorate::node::coordinator::{Action, Outcome, Request, RequestError};
+use quorate::node::updates::UpdateError;
 use tokio::time::{Instant, sleep};
 
 use crate::breakage::Breakage;
@@ -199,7 +200,11 @@ impl World {
                 (Kind::Read(found), end, Some(found))
             }
             // It says that it was not begun: it must not show up.
-            Some(Outcome::Failed(RequestError::Learn(_))) => return None,
+            Some(Outcome::Failed(RequestError::Update(
+                UpdateError::NotMade(_) | UpdateError::Busy,
+            ))) => {
+                return None;
+            }
             _ if is_write => (Kind::MaybeWrite(value), NEVER, None),
             _ => return None,
         };
@@ -289,6 +294,14 @@ impl World {
 
 /// Runs a seed. On a thread of its own: nothing of an earlier run is left on it.
 pub(crate) fn run(seed: u64, setting: Setting) -> Report {
+    run_seed(seed, simulate(seed, setting))
+}
+
+/// Runs what belongs to a seed on a thread and in a runtime of its own, in virtual time.
+pub(crate) fn run_seed<T: Send + 'static>(
+    seed: u64,
+    simulation: impl Future<Output = T> + Send + 'static,
+) -> T {
     let runner = std::thread::Builder::new().stack_size(4 << 20);
     let running = runner.spawn(move || {
         seed_this_thread(seed);
@@ -298,7 +311,7 @@ pub(crate) fn run(seed: u64, setting: Setting) -> Report {
         #[cfg(tokio_unstable)]
         builder.rng_seed(tokio::runtime::RngSeed::from_bytes(&seed.to_le_bytes()));
         let runtime = builder.build().expect("a runtime without I/O");
-        runtime.block_on(simulate(seed, setting))
+        runtime.block_on(simulation)
     });
     let ended = running.expect("a thread for the seed").join();
     ended.unwrap_or_else(|_panic| panic!("seed {seed} panicked; {}", replay(seed)))
@@ -453,7 +466,9 @@ fn number(value: &Bytes) -> u64 {
     clippy::disallowed_methods,
     reason = "clients belong to no node; the runtime of the seed ends them"
 )]
-fn spawn(client: impl Future<Output = ()> + Send + 'static) -> tokio::task::JoinHandle<()> {
+pub(crate) fn spawn(
+    client: impl Future<Output = ()> + Send + 'static,
+) -> tokio::task::JoinHandle<()> {
     tokio::spawn(client)
 }
 

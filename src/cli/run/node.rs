@@ -30,7 +30,7 @@ use crate::node::coordinator::{self, Coordinator, Parts};
 use crate::node::handoff::replay::Replay;
 use crate::node::handoff::{Handoff, Owed};
 use crate::node::membership::Membership;
-use crate::node::replica::{Replica, Standing};
+use crate::node::replica::{Replica, Standing, abstention};
 use crate::node::status::NodeStatus;
 use crate::node::sweeper::sweep;
 use crate::ring::{Partitions, RingParams};
@@ -88,7 +88,7 @@ impl Node {
         });
         let peers = (&membership, &endpoint);
         let anti_entropy = anti_entropy(settings, env, peers, &own, owed.subscribe());
-        serve_peers(settings, env, peers, &own);
+        serve_peers(settings, env, peers, (&own, &coordinator));
         anti_entropy.start();
 
         let clocks = clock_probe(settings, env, peers);
@@ -288,11 +288,12 @@ impl Own {
         };
         let store = Arc::new(Store::new(hasher, limits));
         let clock = Arc::new(Hlc::new(settings.max_clock_drift));
+        let votes_from = env.clock.monotonic() + abstention(settings.request_timeout);
         let replica = Arc::new(Replica::new(
             Arc::clone(&store),
             Arc::clone(&clock),
             usize::try_from(settings.max_value_bytes.0)?,
-            Standing::unsure(partitions),
+            Standing::unsure(partitions).voting_from(votes_from),
         ));
         let handoff = Handoff::open(
             parts::handoff_config(settings),
@@ -345,7 +346,7 @@ fn serve_peers(
     settings: &Settings,
     env: &Env,
     (membership, endpoint): (&Membership, &Endpoint),
-    own: &Own,
+    (own, coordinator): (&Own, &Coordinator),
 ) {
     let Own {
         store,
@@ -367,6 +368,7 @@ fn serve_peers(
         membership.view(),
         Box::new(move || table.table_bytes()),
     );
+    peer_server.set_proposer(coordinator.updater().proposer().clone());
     endpoint.serve(Arc::new(peer_server));
     let catch_up = CatchUp {
         self_tag: settings.node.tag(),

@@ -5,15 +5,13 @@ use crate::resp::{CommandFacts, CommandQuery, Encoder, command_facts, commands};
 pub(super) fn answer(query: CommandQuery<'_>, reply: &mut Encoder<'_>) {
     match query {
         CommandQuery::All => {
-            reply.array(commands().len());
-            commands().iter().for_each(|facts| encode(facts, reply));
+            reply.array(commands().count());
+            commands().for_each(|facts| encode(facts, reply));
         }
-        CommandQuery::Count => reply.integer(i64::try_from(commands().len()).unwrap_or(i64::MAX)),
+        CommandQuery::Count => reply.integer(i64::try_from(commands().count()).unwrap_or(i64::MAX)),
         CommandQuery::List => {
-            reply.array(commands().len());
-            commands()
-                .iter()
-                .for_each(|facts| reply.bulk(facts.name.as_bytes()));
+            reply.array(commands().count());
+            commands().for_each(|facts| reply.bulk(facts.name.as_bytes()));
         }
         CommandQuery::Info(names) if names.is_empty() => answer(CommandQuery::All, reply),
         CommandQuery::Info(names) => {
@@ -27,7 +25,7 @@ pub(super) fn answer(query: CommandQuery<'_>, reply: &mut Encoder<'_>) {
         }
         CommandQuery::Docs(names) => {
             let asked: Vec<&CommandFacts> = if names.is_empty() {
-                commands().iter().collect()
+                commands().collect()
             } else {
                 names.iter().filter_map(command_facts).collect()
             };

@@ -217,7 +217,7 @@ impl Executor<'_> {
         }
         let limit = self.config.limits().request_bytes_max;
         match self.session.take(command, request, limit) {
-            Step::Run(command) => self.run(command).await,
+            Step::Run(command) => self.run(command, request).await,
             Step::Simple(text) => {
                 self.flush().await;
                 self.reply().simple(text);
@@ -231,7 +231,7 @@ impl Executor<'_> {
         }
     }
 
-    async fn run(&mut self, command: Command<'_>) -> Next {
+    async fn run(&mut self, command: Command<'_>, request: &[u8]) -> Next {
         let kind = command.kind();
         match command {
             Command::Data(_, command) => {
@@ -240,12 +240,12 @@ impl Executor<'_> {
                 {
                     let mut reply = Encoder::new(&mut self.output, self.session.protocol());
                     let stats = &self.shared.stats;
-                    let is_ok = run_local(local, command, self.now, stats, &mut reply);
+                    let is_ok = run_local(local, (command, request), self.now, stats, &mut reply);
                     stats.count(kind, is_ok);
                     let levels = self.session.levels().shown();
                     self.tally.add(kind, Some(level_of(kind, levels)));
                 } else {
-                    self.plan.push(kind, command, self.now);
+                    self.plan.push(kind, (command, request), self.now);
                     if self.plan.is_full() {
                         self.flush().await;
                     }
@@ -283,7 +283,7 @@ impl Executor<'_> {
             let request = &queue.requests[at..at + consumed];
             at += consumed;
             match Command::parse(parser.args(request)) {
-                Ok(command) => next = next.max(self.run(command).await),
+                Ok(command) => next = next.max(self.run(command, request).await),
                 Err(error) => self.plan.push_error(error.to_string()),
             }
         }

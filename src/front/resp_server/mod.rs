@@ -11,6 +11,7 @@ mod keys;
 mod levels;
 mod login;
 mod plan;
+mod replies;
 mod session;
 mod slowlog;
 mod stats;

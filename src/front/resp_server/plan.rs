@@ -9,13 +9,15 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use crate::env::Clock;
-use crate::model::{Level, Levels, Millis, Summary};
+use crate::model::{Kind, Level, Levels, Millis};
 use crate::node::coordinator::{Action, Coordinator, Local, Outcome, Ran, Request, RequestError};
 use crate::protocol::QuorumNotMet;
-use crate::resp::{CommandKind, DataCommand, Encoder, ExpiryArg, Part, TtlForm};
+use crate::resp::{CommandKind, DataCommand, Encoder};
+use crate::update::{Change, WRONG_TYPE, moment};
 use crate::wire::Refusal;
 
 use super::clients::Client;
+use super::replies::{Shape, count_read, encode, error_text};
 use super::slowlog::{SlowEntry, SlowLog, SlowRules};
 use super::stats::{RespStats, Tally};
 
@@ -102,6 +104,9 @@ enum Verb {
     Expire {
         at: Option<Millis>,
     },
+    Update {
+        request: Range<usize>,
+    },
 }
 
 /// One reply to come.
@@ -113,22 +118,6 @@ enum Planned {
         steps: Range<usize>,
     },
     Error(String),
-}
-
-/// How outcomes become a reply.
-#[derive(Debug, Clone, Copy)]
-enum Shape {
-    Value,
-    Values,
-    Ok,
-    Count,
-    Ttl(TtlForm),
-    Type,
-    Length,
-    Persisted,
-    Part(Part),
-    /// What a key of so many bytes takes.
-    Usage(usize),
 }
 
 impl Plan {
@@ -147,7 +136,12 @@ impl Plan {
     }
 
     /// Adds a command.
-    pub(super) fn push(&mut self, kind: CommandKind, command: DataCommand<'_>, now: Millis) {
+    pub(super) fn push(
+        &mut self,
+        kind: CommandKind,
+        (command, request): (DataCommand<'_>, &[u8]),
+        now: Millis,
+    ) {
         let first = self.steps.len();
         let shape = match command {
             DataCommand::Get { key } => self.step(key, Verb::Get, Shape::Value),
@@ -187,7 +181,14 @@ impl Plan {
             DataCommand::Ttl { key, form } => self.step(key, Verb::Look, Shape::Ttl(form)),
             DataCommand::Type { key } => self.step(key, Verb::Look, Shape::Type),
             DataCommand::StrLen { key } => self.step(key, Verb::Look, Shape::Length),
-            DataCommand::Part { key, part } => self.step(key, Verb::Get, Shape::Part(part)),
+            DataCommand::Part { key, .. } | DataCommand::Hash { key, .. } => {
+                let request = self.copy(request);
+                self.step(key, Verb::Get, Shape::Ask(request))
+            }
+            DataCommand::Update { key, .. } => {
+                let request = self.copy(request);
+                self.step(key, Verb::Update { request }, Shape::Update)
+            }
             DataCommand::Usage { key } => self.step(key, Verb::Look, Shape::Usage(key.len())),
         };
         let steps = first..self.steps.len();
@@ -215,13 +216,16 @@ impl Plan {
                 },
                 Verb::Delete => Action::Delete,
                 Verb::Expire { at } => Action::Expire { at },
+                Verb::Update { request } => Action::Update(Change::Command(buffer.slice(request))),
             };
             let span = step.key.clone();
             let key = buffer.slice(step.key);
             let (levels, is_sloppy) = levels(&key);
             let level = match action {
                 Action::Get | Action::Look => levels.read,
-                Action::Set { .. } | Action::Delete | Action::Expire { .. } => levels.write,
+                Action::Set { .. } | Action::Delete | Action::Expire { .. } | Action::Update(_) => {
+                    levels.write
+                }
             };
             self.asked.push((span, level));
             Request {
@@ -240,7 +244,8 @@ impl Plan {
                 Planned::Command { kind, shape, steps } => {
                     let stats = counters.stats;
                     let level = self.asked.get(steps.start).map(|(_, level)| *level);
-                    let failed = encode(&outcomes[steps.clone()], shape, now, stats, reply);
+                    let outcomes = &outcomes[steps.clone()];
+                    let failed = encode((outcomes, &buffer), shape, now, stats, reply);
                     stats.count(kind, failed.is_none());
                     counters.tally.add(kind, level);
                     if let Some((place, error)) = failed {
@@ -282,36 +287,54 @@ impl Plan {
 /// was answered without an error.
 pub(super) fn run_local(
     local: &Local<'_>,
-    command: DataCommand<'_>,
+    (command, request): (DataCommand<'_>, &[u8]),
     now: Millis,
     stats: &RespStats,
     reply: &mut Encoder<'_>,
 ) -> bool {
     match command {
         // Values go straight from the store into the output.
-        DataCommand::Get { key } => get_local(local, key, stats, reply),
+        DataCommand::Get { key } => get_local(local, (key, true), stats, reply),
         DataCommand::MGet { keys } => {
             reply.array(keys.len());
             keys.iter()
-                .for_each(|key| get_local(local, key, stats, reply));
+                .for_each(|key| get_local(local, (key, false), stats, reply));
         }
-        DataCommand::Part { key, part } => {
-            local.get(key, |value| encode_part(value, part, stats, reply));
+        DataCommand::Part { key, .. } | DataCommand::Hash { key, .. } => {
+            let outcome = local.get(key, |record| match record {
+                Some((value, Kind::Hash)) => Outcome::Hash(Bytes::copy_from_slice(value)),
+                value => Outcome::Value(value.map(|(value, _)| Bytes::copy_from_slice(value))),
+            });
+            let shape = Shape::Ask(0..request.len());
+            encode((&[outcome], request), shape, now, stats, reply);
+        }
+        DataCommand::Update { key, .. } => {
+            let request = Change::Command(Bytes::copy_from_slice(request));
+            let updated = local.update(key, &request);
+            let outcome = updated.map_or_else(refused, Outcome::Updated);
+            return encode((&[outcome], b""), Shape::Update, now, stats, reply).is_none();
         }
         command => {
             let (outcomes, shape) = local_outcomes(local, command, now);
-            return encode(&outcomes, shape, now, stats, reply).is_none();
+            return encode((&outcomes, b""), shape, now, stats, reply).is_none();
         }
     }
     true
 }
 
-fn get_local(local: &Local<'_>, key: &[u8], stats: &RespStats, reply: &mut Encoder<'_>) {
-    local.get(key, |value| {
-        count_read(stats, value.is_some());
-        match value {
-            Some(value) => reply.bulk(value),
-            None => reply.null(),
+/// Encodes a value; hashes have none, and where `is_strict` that is an error.
+fn get_local(
+    local: &Local<'_>,
+    (key, is_strict): (&[u8], bool),
+    stats: &RespStats,
+    reply: &mut Encoder<'_>,
+) {
+    local.get(key, |record| {
+        count_read(stats, record.is_some());
+        match record {
+            Some((value, Kind::String)) => reply.bulk(value),
+            Some((_, Kind::Hash)) if is_strict => reply.error(WRONG_TYPE),
+            Some((_, Kind::Hash)) | None => reply.null(),
         }
     });
 }
@@ -363,7 +386,9 @@ fn local_outcomes(local: &Local<'_>, command: DataCommand<'_>, now: Millis) -> (
         DataCommand::Type { key } => (one(look(key)), Shape::Type),
         DataCommand::StrLen { key } => (one(look(key)), Shape::Length),
         // Carried out before.
-        DataCommand::Part { key, part } => (one(look(key)), Shape::Part(part)),
+        DataCommand::Part { key, .. }
+        | DataCommand::Hash { key, .. }
+        | DataCommand::Update { key, .. } => (one(look(key)), Shape::Type),
         DataCommand::Usage { key } => (one(look(key)), Shape::Usage(key.len())),
     }
 }
@@ -381,162 +406,6 @@ fn refused(refusal: Refusal) -> Outcome {
     }))
 }
 
-/// Encodes the reply to one command; the first outcome that is an error, if there is one.
-fn encode(
-    outcomes: &[Outcome],
-    shape: Shape,
-    now: Millis,
-    stats: &RespStats,
-    reply: &mut Encoder<'_>,
-) -> Option<(usize, RequestError)> {
-    let mut numbered = outcomes.iter().enumerate();
-    let failed = numbered.find_map(|(place, outcome)| match outcome {
-        Outcome::Failed(error) => Some((place, *error)),
-        _ => None,
-    });
-    if let Some((_, error)) = failed {
-        reply.error(&error_text(error));
-        return failed;
-    }
-    match shape {
-        Shape::Value => outcomes
-            .iter()
-            .for_each(|outcome| encode_value(outcome, stats, reply)),
-        Shape::Values => {
-            reply.array(outcomes.len());
-            outcomes
-                .iter()
-                .for_each(|outcome| encode_value(outcome, stats, reply));
-        }
-        Shape::Ok => reply.simple("OK"),
-        Shape::Count => {
-            let counted = outcomes.iter().filter(|outcome| counts(outcome)).count();
-            reply.integer(i64::try_from(counted).unwrap_or(i64::MAX));
-        }
-        Shape::Persisted => {
-            let is_persisted = matches!(
-                outcomes,
-                [Outcome::Expiry {
-                    existed: true,
-                    had_end: true
-                }]
-            );
-            reply.integer(i64::from(is_persisted));
-        }
-        Shape::Ttl(form) => reply.integer(ttl(looked(outcomes), form, now)),
-        Shape::Type => reply.simple(if looked(outcomes).is_some() {
-            "string"
-        } else {
-            "none"
-        }),
-        Shape::Length => {
-            let length = looked(outcomes)
-                .and_then(|summary| summary.value_bytes)
-                .unwrap_or(0);
-            reply.integer(i64::try_from(length).unwrap_or(i64::MAX));
-        }
-        Shape::Part(part) => {
-            let value = match outcomes {
-                [Outcome::Value(Some(value))] => Some(&value[..]),
-                _ => None,
-            };
-            encode_part(value, part, stats, reply);
-        }
-        Shape::Usage(key_bytes) => match looked(outcomes) {
-            None => reply.null(),
-            Some(summary) => {
-                let value_bytes = summary.value_bytes.unwrap_or(0);
-                let bytes = value_bytes.saturating_add(key_bytes as u64) + RECORD_BYTES;
-                reply.integer(i64::try_from(bytes).unwrap_or(i64::MAX));
-            }
-        },
-    }
-    None
-}
-
-fn encode_part(value: Option<&[u8]>, part: Part, stats: &RespStats, reply: &mut Encoder<'_>) {
-    count_read(stats, value.is_some());
-    let held = value.unwrap_or_default();
-    let number = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
-    match (part, value) {
-        (Part::Range(start, end), _) => reply.bulk(Part::range(held, start, end)),
-        (Part::Bit(offset), _) => reply.integer(i64::from(Part::bit(held, offset))),
-        (Part::Count(range), _) => reply.integer(number(Part::count(held, range))),
-        (Part::Encoding | Part::IdleTime | Part::References, None) => reply.null(),
-        (Part::Encoding, Some(value)) => reply.bulk(Part::encoding(value).as_bytes()),
-        (Part::IdleTime, Some(_)) => reply.integer(0),
-        (Part::References, Some(_)) => reply.integer(1),
-    }
-}
-
-fn encode_value(outcome: &Outcome, stats: &RespStats, reply: &mut Encoder<'_>) {
-    let value = match outcome {
-        Outcome::Value(value) => value.as_ref(),
-        _ => None,
-    };
-    count_read(stats, value.is_some());
-    match value {
-        Some(value) => reply.bulk(value),
-        None => reply.null(),
-    }
-}
-
-fn count_read(stats: &RespStats, is_hit: bool) {
-    let counter = if is_hit { &stats.hits } else { &stats.misses };
-    counter.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-}
-
-const fn counts(outcome: &Outcome) -> bool {
-    matches!(
-        outcome,
-        Outcome::Look(Some(_)) | Outcome::Deleted(true) | Outcome::Expiry { existed: true, .. }
-    )
-}
-
-const fn looked(outcomes: &[Outcome]) -> Option<Summary> {
-    match outcomes {
-        [Outcome::Look(summary)] => *summary,
-        _ => None,
-    }
-}
-
-/// As Redis: -2 without a value, -1 without an end; seconds are rounded to the nearest.
-fn ttl(held: Option<Summary>, form: TtlForm, now: Millis) -> i64 {
-    let Some(summary) = held else { return -2 };
-    let Some(Millis(at)) = summary.expires_at else {
-        return -1;
-    };
-    let answer = match form {
-        TtlForm::Seconds => (at.saturating_sub(now.0) + 500) / 1_000,
-        TtlForm::Millis => at.saturating_sub(now.0),
-        TtlForm::AtSeconds => (at + 500) / 1_000,
-        TtlForm::AtMillis => at,
-    };
-    i64::try_from(answer).unwrap_or(i64::MAX)
-}
-
-/// The moment that an argument means; one before 1970 is 1970.
-fn moment(expiry: ExpiryArg, now: Millis) -> Millis {
-    let at = match expiry {
-        ExpiryArg::At(ms) => ms,
-        ExpiryArg::After(ms) => i64::try_from(now.0).unwrap_or(i64::MAX).saturating_add(ms),
-    };
-    Millis(u64::try_from(at).unwrap_or(0))
-}
-
-fn error_text(error: RequestError) -> String {
-    match error {
-        RequestError::Read(quorum) | RequestError::Learn(quorum) | RequestError::Write(quorum)
-            if quorum.refusal == Some(Refusal::TooBig) =>
-        {
-            format!("TOOBIG {error}")
-        }
-        error => format!("NOQUORUM {error}"),
-    }
-}
-
-/// What a record takes beyond key and value, measured with a million of them.
-const RECORD_BYTES: u64 = 80;
 /// More commands than this in one go are carried out in several.
 const STEPS_MAX: usize = 256;
 const BUFFER_BYTES_MAX: usize = 1024 * 1024;

@@ -245,7 +245,8 @@ impl AntiEntropy {
                 Ok(Written::Applied(prior)) => {
                     taken += u64::from(prior.stamp != Some(record.stamp()));
                 }
-                Ok(Written::Superseded(_)) => {}
+                // Newer, or soon to be.
+                Ok(Written::Superseded(_) | Written::Promised(_)) => {}
                 Err(refusal) => debug!(%refusal, "left a record out"),
             }
         }

@@ -5,7 +5,7 @@ use smallvec::SmallVec;
 
 use super::{Action, Inner, Outcome, Request, RequestError};
 use crate::model::{
-    Body, Expiry, HashedKey, Level, Millis, NodeTag, PartitionId, Stamp, Summary, Version,
+    Body, Expiry, HashedKey, Kind, Level, Millis, NodeTag, PartitionId, Stamp, Summary, Version,
 };
 use crate::node::handoff::Owed;
 use crate::protocol::{
@@ -20,21 +20,14 @@ pub(super) struct Item {
     pub(super) partition: PartitionId,
     /// Only replicas in the coordinator's own zone count.
     pub(super) is_local_only: bool,
+    /// A replica would not take what the others hold, for the sake of an update under way.
+    pub(super) is_in_the_way: bool,
     pub(super) operation: Op,
 }
 
 pub(super) enum Op {
     Read(ReadOp),
-    /// A linearizable write that learns what it must exceed.
-    Learn {
-        op: ReadOp,
-        then: WritePlan,
-        payload: Payload,
-    },
-    Write {
-        op: WriteOp,
-        payload: Payload,
-    },
+    Write { op: WriteOp, payload: Payload },
     Expire(ExpireOp),
 }
 
@@ -103,14 +96,6 @@ impl Item {
         let write = |value, expires_at| {
             let plan = homes.write_plan(level, writes);
             let payload = Payload { value, expires_at };
-            if plan.is_ordered {
-                let op = read(writes, Want::Stamp);
-                return Op::Learn {
-                    op,
-                    then: plan,
-                    payload,
-                };
-            }
             let op = WriteOp::new(homes.count(), plan, version());
             Op::Write { op, payload }
         };
@@ -119,6 +104,8 @@ impl Item {
             Action::Look => Op::Read(read(reads, Want::Summary)),
             Action::Set { value, expires_at } => write(Some(value), expires_at),
             Action::Delete => write(None, None),
+            // Updates queue up by themselves: none comes here.
+            Action::Update(_) => Op::Read(read(reads, Want::Summary)),
             Action::Expire { at } => {
                 let plan = homes.read_plan(level, writes, Want::Summary, now);
                 let version = version();
@@ -130,6 +117,7 @@ impl Item {
             hash,
             partition,
             is_local_only: level == Level::LocalQuorum && homes.in_zone() > 0,
+            is_in_the_way: false,
             operation,
         }
     }
@@ -145,9 +133,7 @@ impl Item {
     /// Who stands in as this replica, if it is no home.
     pub(super) fn stand_in(&self, replica: usize) -> Option<StandIn> {
         match &self.operation {
-            Op::Read(op) | Op::Learn { op, .. } | Op::Expire(ExpireOp { read: op, .. }) => {
-                op.stand_in(replica)
-            }
+            Op::Read(op) | Op::Expire(ExpireOp { read: op, .. }) => op.stand_in(replica),
             Op::Write { op, .. } => op.stand_in(replica),
         }
     }
@@ -155,9 +141,7 @@ impl Item {
     /// Whether stand-ins made up its quorum.
     pub(super) const fn was_sloppy(&self) -> bool {
         match &self.operation {
-            Op::Read(op) | Op::Learn { op, .. } | Op::Expire(ExpireOp { read: op, .. }) => {
-                op.was_sloppy()
-            }
+            Op::Read(op) | Op::Expire(ExpireOp { read: op, .. }) => op.was_sloppy(),
             Op::Write { op, .. } => op.was_sloppy(),
         }
     }
@@ -165,21 +149,21 @@ impl Item {
     /// The read in it, whatever it is for.
     pub(super) const fn read(&self) -> Option<&ReadOp> {
         match &self.operation {
-            Op::Read(op) | Op::Learn { op, .. } | Op::Expire(ExpireOp { read: op, .. }) => Some(op),
+            Op::Read(op) | Op::Expire(ExpireOp { read: op, .. }) => Some(op),
             Op::Write { .. } => None,
         }
     }
 
     pub(super) const fn read_mut(&mut self) -> Option<&mut ReadOp> {
         match &mut self.operation {
-            Op::Read(op) | Op::Learn { op, .. } | Op::Expire(ExpireOp { read: op, .. }) => Some(op),
+            Op::Read(op) | Op::Expire(ExpireOp { read: op, .. }) => Some(op),
             Op::Write { .. } => None,
         }
     }
 
     pub(super) const fn has_failed(&self) -> bool {
         match &self.operation {
-            Op::Read(op) | Op::Learn { op, .. } | Op::Expire(ExpireOp { read: op, .. }) => {
+            Op::Read(op) | Op::Expire(ExpireOp { read: op, .. }) => {
                 matches!(op.outcome(), Some(Err(_)))
             }
             Op::Write { op, .. } => matches!(op.outcome(), Some(Err(_))),
@@ -192,19 +176,20 @@ impl Item {
         let live = |held: &Option<Summary>| held.filter(|summary| summary.is_live(now));
         match &self.operation {
             Op::Read(op) => match op.outcome() {
-                Some(Ok(held)) if op.wants_record() => Outcome::Value(live(held).and_then(|_| {
-                    op.record().and_then(|record| match &record.body {
-                        Body::Value(value) => Some(value.clone()),
-                        Body::Tombstone => None,
-                    })
-                })),
+                Some(Ok(held)) if op.wants_record() => {
+                    let record = live(held).and_then(|_| op.record());
+                    match record.map(|record| (&record.body, record.kind)) {
+                        Some((Body::Value(value), Kind::String)) => {
+                            Outcome::Value(Some(value.clone()))
+                        }
+                        Some((Body::Value(value), Kind::Hash)) => Outcome::Hash(value.clone()),
+                        Some((Body::Tombstone, _)) | None => Outcome::Value(None),
+                    }
+                }
                 Some(Ok(held)) => Outcome::Look(live(held)),
+                Some(Err(_)) if self.is_in_the_way => Outcome::Failed(RequestError::InTheWay),
                 Some(Err(error)) => Outcome::Failed(RequestError::Read(*error)),
                 None => unanswered(),
-            },
-            Op::Learn { op, .. } => match op.outcome() {
-                Some(Err(error)) => Outcome::Failed(RequestError::Learn(*error)),
-                _ => unanswered(),
             },
             Op::Write { op, payload } => match op.outcome() {
                 Some(Ok(prior)) if payload.value.is_none() => Outcome::Deleted(prior.live),
@@ -322,7 +307,6 @@ impl<'a> Homes<'a> {
         WritePlan {
             need,
             voters: self.voters(level),
-            is_ordered: level == Level::Linearizable,
             is_sloppy: self.is_sloppy,
         }
     }

@@ -4,10 +4,11 @@
 //! there is nobody to wait for, nothing to keep, no batch to build.
 
 use super::Inner;
-use crate::model::{Expiry, Millis, RecordRef, Summary, Version};
+use crate::model::{Expiry, Kind, Millis, Record, RecordRef, Summary, Version};
 use crate::node::replica::Written;
 use crate::ring::View;
 use crate::store::ExpiryChange;
+use crate::update::{Change, Context, Reply, State};
 use crate::wire::Refusal;
 use std::sync::Arc;
 
@@ -33,12 +34,12 @@ impl<'a> Local<'a> {
     }
 
     /// Reads a live value in place: `read` runs under a lock and must be short.
-    pub fn get<T>(&self, key: &[u8], read: impl FnOnce(Option<&[u8]>) -> T) -> T {
+    pub fn get<T>(&self, key: &[u8], read: impl FnOnce(Option<(&[u8], Kind)>) -> T) -> T {
         let key = self.inner.hashed(&self.view, key);
         let now = self.now();
         self.inner.replica.read(key, |record| {
             let live = record.filter(|record| !record.is_expired(now));
-            read(live.and_then(|record| record.value))
+            read(live.and_then(|record| Some((record.value?, record.kind))))
         })
     }
 
@@ -70,6 +71,7 @@ impl<'a> Local<'a> {
                 version,
                 expiry,
                 value,
+                kind: Kind::String,
                 covers: false,
             };
             match self.inner.replica.write(key, record, self.wall)? {
@@ -77,6 +79,32 @@ impl<'a> Local<'a> {
                 // Another connection stamped later and wrote earlier: stamp again. Each turn of
                 // this loop means that somebody else's write took effect.
                 Written::Superseded(by) => self.pass(by.stamp.unwrap_or_default().newest())?,
+                Written::Promised(ballot) => self.pass(ballot)?,
+            }
+        }
+    }
+
+    /// Updates a key. What is told.
+    pub fn update(&self, key: &[u8], change: &Change) -> Result<Reply, Refusal> {
+        let key = self.inner.hashed(&self.view, key);
+        let replica = &self.inner.replica;
+        loop {
+            let held = replica.read(key, |record| record.map(|record| record.to_record()));
+            let context = Context {
+                now: self.now(),
+                value_bytes_max: replica.value_bytes_max(),
+            };
+            let mut state = State::of(held.as_ref(), context.now);
+            let reply = change.make(&mut state, context);
+            if !state.is_changed() {
+                return Ok(reply);
+            }
+            let stamp = held.as_ref().map(Record::stamp);
+            self.pass(stamp.unwrap_or_default().newest())?;
+            let record = state.record(self.stamp());
+            // Somebody else's write was faster: it is made on that. Each turn means that one took effect.
+            if replica.replace(key, stamp, (&record).into(), self.wall)? {
+                return Ok(reply);
             }
         }
     }

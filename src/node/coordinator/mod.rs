@@ -6,7 +6,6 @@
 //! is no task, channel or timer for each operation.
 
 mod batch;
-mod hedging;
 mod item;
 mod keyspace;
 mod local;
@@ -16,7 +15,7 @@ mod reply;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -24,19 +23,21 @@ use thiserror::Error;
 use tokio::sync::watch;
 
 use self::batch::Batch;
-use self::hedging::Hedging;
 pub use self::keyspace::KeyPage;
 pub use self::local::Local;
 use super::handoff::{Handoff, Owed};
+use super::hedging::Hedging;
 use super::replica::Replica;
 use super::staleness::StalenessMeter;
+use super::updates::{self, Pledge, UpdateError, Updater};
 use crate::env::Env;
 use crate::model::{
-    HashedKey, Hlc, KeyHasher, Level, Millis, NodeTag, PartitionId, Quorum, Summary,
+    HashedKey, Hlc, KeyHasher, Kind, Level, Millis, NodeTag, PartitionId, Quorum, Stamp, Summary,
 };
 use crate::net::Transport;
 use crate::protocol::QuorumNotMet;
 use crate::ring::View;
+use crate::update::{Change, Reply};
 
 /// Settings of the coordinator.
 #[derive(Debug, Clone, Copy)]
@@ -81,6 +82,8 @@ pub enum Action {
         /// The moment.
         at: Option<Millis>,
     },
+    /// Update it atomically.
+    Update(Change),
 }
 
 /// What came of a [`Request`].
@@ -88,6 +91,8 @@ pub enum Action {
 pub enum Outcome {
     /// Of `Get`: the value, if there is one.
     Value(Option<Bytes>),
+    /// Of `Get`: the value, which is a hash.
+    Hash(Bytes),
     /// Of `Look`: a live value's summary, if there is one.
     Look(Option<Summary>),
     /// Of `Set`.
@@ -101,6 +106,8 @@ pub enum Outcome {
         /// Whether it was to end before.
         had_end: bool,
     },
+    /// Of `Update`.
+    Updated(Reply),
     /// Of any.
     Failed(RequestError),
 }
@@ -111,12 +118,12 @@ pub enum RequestError {
     /// Too few replicas replied to a read.
     #[error("{} of {} replies needed to read{}", .0.got, .0.need, why(*.0))]
     Read(QuorumNotMet),
-    /// Too few replicas told a linearizable write what it must exceed: it was not begun.
-    #[error(
-        "{} of {} replies needed to begin the write{}; nothing was written",
-        .0.got, .0.need, why(*.0)
-    )]
-    Learn(QuorumNotMet),
+    /// An update, or a linearizable write, has failed.
+    #[error("{0}")]
+    Update(#[from] UpdateError),
+    /// An update was in the way of a read; it is read in another way.
+    #[error("an update of the key was under way")]
+    InTheWay,
     /// Too few replicas acknowledged a write.
     #[error(
         "{} of {} acknowledgements needed to write{}; the write may still take effect",
@@ -136,6 +143,8 @@ pub struct CoordinatorStats {
     pub reads: QuorumOutcomes,
     /// The same of writes, deletes and changes of expiry.
     pub writes: QuorumOutcomes,
+    /// Updates of which it is not known whether they took effect, or what they told.
+    pub uncertain_updates: AtomicU64,
     /// Requests that did not meet their quorum.
     pub quorums_not_met: AtomicU64,
     /// Reads that asked another replica for the record because the first was slow.
@@ -183,7 +192,8 @@ pub(super) struct Inner {
     pub(super) handoff: Arc<Handoff>,
     pub(super) owed: watch::Receiver<Arc<Owed>>,
     pub(super) stats: CoordinatorStats,
-    hedging: Hedging,
+    hedging: Arc<Hedging>,
+    updater: Updater,
     staleness: StalenessMeter,
 }
 
@@ -233,6 +243,19 @@ impl Coordinator {
             owed,
         } = parts;
         let stats = CoordinatorStats::default();
+        let hedging = Arc::<Hedging>::default();
+        let updater = Updater::new(updates::Parts {
+            self_tag,
+            writer,
+            timeout: config.timeout,
+            env: env.clone(),
+            view: view.clone(),
+            replica: Arc::clone(&replica),
+            clock: Arc::clone(&clock),
+            hasher,
+            transport: Arc::clone(&transport),
+            hedging: Arc::clone(&hedging),
+        });
         Self(Arc::new(Inner {
             config,
             self_tag,
@@ -246,7 +269,8 @@ impl Coordinator {
             handoff,
             owed,
             stats,
-            hedging: Hedging::default(),
+            hedging,
+            updater,
             staleness: StalenessMeter::default(),
         }))
     }
@@ -261,10 +285,95 @@ impl Coordinator {
         let mut rest = requests;
         while !rest.is_empty() {
             let later = rest.split_off(self.independent(&rest));
-            Batch::run(&self.0, rest, &mut ran).await;
+            self.run_together(rest, &mut ran).await;
             rest = later;
         }
         ran
+    }
+
+    /// Carries out requests that may travel together.
+    async fn run_together(&self, requests: Vec<Request>, ran: &mut Ran) {
+        if !requests.iter().any(is_update) {
+            let first = ran.outcomes.len();
+            let looks: Vec<_> = requests.iter().map(Look::of).collect();
+            Batch::run(&self.0, requests, ran).await;
+            return self.look_again(looks, &mut ran.outcomes[first..]).await;
+        }
+        let (mut pledges, mut others) = (Vec::new(), Vec::new());
+        for request in requests {
+            if is_update(&request) {
+                let change = change(request.action);
+                let pledge = self.0.updater.submit(&request.key, change.0);
+                pledges.push(Some((pledge, change.1)));
+            } else {
+                pledges.push(None);
+                others.push(request);
+            }
+        }
+        let mut of_others = Ran {
+            outcomes: Vec::with_capacity(others.len()),
+            sloppy_writes: 0,
+        };
+        if !others.is_empty() {
+            let looks: Vec<_> = others.iter().map(Look::of).collect();
+            Batch::run(&self.0, others, &mut of_others).await;
+            self.look_again(looks, &mut of_others.outcomes).await;
+        }
+        ran.sloppy_writes += of_others.sloppy_writes;
+        let mut of_others = of_others.outcomes.into_iter();
+        for pledge in pledges {
+            match pledge {
+                Some((pledge, form)) => {
+                    let reply = self.redeem(pledge).await;
+                    ran.outcomes.push(form.outcome(reply));
+                }
+                // One for each request that is no update.
+                None => ran.outcomes.extend(of_others.next()),
+            }
+        }
+    }
+
+    /// Waits for an update.
+    async fn redeem(&self, pledge: Result<Pledge, UpdateError>) -> Result<Reply, UpdateError> {
+        let reply = match pledge {
+            // The node is stopping.
+            Ok(pledge) => pledge.await.unwrap_or(Err(UpdateError::Uncertain)),
+            Err(error) => Err(error),
+        };
+        let stats = &self.0.stats;
+        let (outcome, is_failed) = match reply {
+            Ok(_) => (&stats.writes.met, false),
+            Err(_) => (&stats.writes.not_met, true),
+        };
+        outcome.fetch_add(1, Ordering::Relaxed);
+        stats
+            .quorums_not_met
+            .fetch_add(u64::from(is_failed), Ordering::Relaxed);
+        if matches!(reply, Err(UpdateError::Uncertain | UpdateError::AnswerLost)) {
+            stats.uncertain_updates.fetch_add(1, Ordering::Relaxed);
+        }
+        reply
+    }
+
+    /// Reads that an update was in the way of: what they saw was held by some, and the others had
+    /// promised not to take it any more. They are read as an update that changes nothing.
+    async fn look_again(&self, looks: Vec<Option<Look>>, outcomes: &mut [Outcome]) {
+        for (look, outcome) in looks.into_iter().zip(outcomes) {
+            if *outcome != Outcome::Failed(RequestError::InTheWay) {
+                continue;
+            }
+            let Some(Look { key, form }) = look else {
+                continue;
+            };
+            let pledge = self.0.updater.submit(&key, Change::Look);
+            *outcome = form.outcome(self.redeem(pledge).await);
+        }
+    }
+
+    /// What makes the updates that other nodes ask this one for.
+    #[must_use]
+    pub fn updater(&self) -> &Updater {
+        &self.0.updater
     }
 
     /// A short cut for a node that is alone in its ring: the same rules without a network.
@@ -361,6 +470,8 @@ impl fmt::Debug for Inner {
 enum Class {
     Read,
     Write,
+    /// They queue up by themselves.
+    Update,
     /// It depends on what is there.
     Alone,
 }
@@ -369,16 +480,98 @@ impl Class {
     fn of(request: &Request) -> Self {
         match request.action {
             Action::Get | Action::Look => Self::Read,
-            Action::Set { .. } | Action::Delete if request.level == Level::Linearizable => {
-                Self::Alone
-            }
+            _ if is_update(request) => Self::Update,
             Action::Set { .. } | Action::Delete => Self::Write,
-            Action::Expire { .. } => Self::Alone,
+            Action::Expire { .. } | Action::Update(_) => Self::Alone,
         }
     }
 
     fn travels_with(self, other: Self) -> bool {
         self == other && self != Self::Alone
+    }
+}
+
+/// Whether a request is made by consensus: what depends on what is there, and all that changes
+/// anything at level `linearizable`.
+fn is_update(request: &Request) -> bool {
+    match request.action {
+        Action::Update(_) => true,
+        Action::Set { .. } | Action::Delete | Action::Expire { .. } => {
+            request.level == Level::Linearizable
+        }
+        Action::Get | Action::Look => false,
+    }
+}
+
+/// How the reply to an update becomes an outcome.
+#[derive(Debug, Clone, Copy)]
+enum Form {
+    Update,
+    Write,
+    Delete,
+    Expire,
+    Get,
+    Look,
+}
+
+/// A read that may have to be made as an update.
+struct Look {
+    key: Bytes,
+    form: Form,
+}
+
+impl Look {
+    fn of(request: &Request) -> Option<Self> {
+        let form = match request.action {
+            _ if request.level != Level::Linearizable => return None,
+            Action::Get => Form::Get,
+            Action::Look => Form::Look,
+            _ => return None,
+        };
+        let key = request.key.clone();
+        Some(Self { key, form })
+    }
+}
+
+fn change(action: Action) -> (Change, Form) {
+    match action {
+        Action::Get => (Change::Look, Form::Get),
+        Action::Look => (Change::Look, Form::Look),
+        Action::Set { value, expires_at } => (Change::Set(value, expires_at), Form::Write),
+        Action::Delete => (Change::Delete, Form::Delete),
+        Action::Expire { at } => (Change::Expire(at), Form::Expire),
+        Action::Update(change) => (change, Form::Update),
+    }
+}
+
+impl Form {
+    fn outcome(self, reply: Result<Reply, UpdateError>) -> Outcome {
+        let reply = match reply {
+            Ok(reply) => reply,
+            Err(error) => return Outcome::Failed(RequestError::Update(error)),
+        };
+        match (self, reply) {
+            (Self::Write, Reply::Ok) => Outcome::Written,
+            (Self::Delete, Reply::Integer(count)) => Outcome::Deleted(count > 0),
+            (Self::Expire, Reply::Array(told)) => Outcome::Expiry {
+                existed: told.first() == Some(&Reply::Integer(1)),
+                had_end: told.get(1) == Some(&Reply::Integer(1)),
+            },
+            (Self::Get, Reply::Seen(None)) => Outcome::Value(None),
+            (Self::Get, Reply::Seen(Some((value, Kind::String, ..)))) => {
+                Outcome::Value(Some(value))
+            }
+            (Self::Get, Reply::Seen(Some((value, Kind::Hash, ..)))) => Outcome::Hash(value),
+            (Self::Look, Reply::Seen(seen)) => {
+                Outcome::Look(seen.map(|(value, kind, expires_at, version)| Summary {
+                    stamp: Stamp::fresh(version),
+                    expires_at,
+                    value_bytes: Some(value.len() as u64),
+                    kind,
+                }))
+            }
+            (_, reply) => Outcome::Updated(reply),
+        }
     }
 }
 

@@ -1,11 +1,11 @@
 //! One replica's answer to one operation.
 
-use crate::model::{Body, Record, RecordRef, Summary};
+use crate::model::{RecordRef, Summary};
 use crate::net::Response;
 use crate::node::replica::Written;
 use crate::protocol::Told;
 use crate::store::ExpiryChange;
-use crate::wire::{Answer, FrameError, Refusal};
+use crate::wire::{Answer, FrameError, Refusal, from_wire};
 
 /// An answer, freed from the frame it came in.
 pub(super) enum Reply {
@@ -22,15 +22,7 @@ impl Reply {
         Ok(match response.answers.read()? {
             Answer::Record(record) => {
                 let record = record.map(RecordRef::from);
-                let whole = record.map(|record| Record {
-                    version: record.version,
-                    expiry: record.expiry,
-                    covers: record.covers,
-                    // Kept by a slice of the frame, not by a copy.
-                    body: record.value.map_or(Body::Tombstone, |value| {
-                        Body::Value(response.frame.slice_ref(value))
-                    }),
-                });
+                let whole = record.map(|record| response.keep(record));
                 Self::Told(Told {
                     held: record.map(Summary::of),
                     record: whole,
@@ -44,6 +36,7 @@ impl Reply {
             }),
             Answer::Applied(prior) => Self::Written(Written::Applied(prior)),
             Answer::Superseded(by) => Self::Written(Written::Superseded(by)),
+            Answer::Promised(ballot) => Self::Written(Written::Promised(from_wire(ballot))),
             Answer::Expiry(now_held, expired_at_before) => Self::Expiry {
                 change: ExpiryChange::Done {
                     now_held,
@@ -57,6 +50,10 @@ impl Reply {
             },
             Answer::Refused(refusal) => Self::Failed(Some(refusal)),
             Answer::Members(_)
+            | Answer::Promise(..)
+            | Answer::Accepted(_)
+            | Answer::Outbid(_)
+            | Answer::Updated(_)
             | Answer::Clock(_)
             | Answer::Keys(..)
             | Answer::Page(..)

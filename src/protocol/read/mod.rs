@@ -23,8 +23,6 @@ pub enum Want {
     Record,
     /// That it is there, when it ends, how long it is; no value crosses the network for it.
     Summary,
-    /// What orders it, to write something newer: nothing is repaired for it.
-    Stamp,
 }
 
 /// Whom a read asks, and how many have to answer.
@@ -207,6 +205,12 @@ impl ReadOp {
     #[must_use]
     pub fn wants_record(&self) -> bool {
         self.plan.want == Want::Record
+    }
+
+    /// Whether it is to take effect at one moment.
+    #[must_use]
+    pub const fn is_strict(&self) -> bool {
+        self.plan.strict
     }
 
     /// Whether the replies differed, so far.
@@ -413,9 +417,6 @@ impl ReadOp {
         let disagree = agreeing < replied;
         let holders = agreeing + self.stood_in(replied, |r| r.agrees(newest, is_over));
         self.has_disagreed |= disagree;
-        if self.plan.want == Want::Stamp {
-            return self.finish(newest, actions);
-        }
         let value_missing = self.wants_record() && self.outcome.is_none() && !is_over;
         if newest.is_some() && (disagree || value_missing) && !self.has_record(newest) {
             if !self.replicas.iter().any(|replica| replica.fetching) {

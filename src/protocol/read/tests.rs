@@ -210,14 +210,6 @@ fn what_has_ended_is_not_brought_back_to_those_who_have_freed_it() {
     assert_eq!(reply(&mut op, 2, 3), [ReadAction::Fetch { replica: 1 }]);
 }
 
-#[test]
-fn a_stamp_is_learnt_without_repairs() {
-    let mut op = ReadOp::new(3, plan(2, Want::Stamp));
-    assert_eq!(reply(&mut op, 0, 3), []);
-    assert_eq!(reply(&mut op, 1, 5), [ReadAction::Finished]);
-    assert_eq!(op.outcome(), Some(&Ok(summary(5))));
-}
-
 fn stand_in(home: usize, place: usize) -> StandIn {
     StandIn {
         home,

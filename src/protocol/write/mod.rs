@@ -42,10 +42,6 @@ pub struct WritePlan {
     pub need: u8,
     /// Whose acknowledgements count. All replicas are sent the record.
     pub voters: Voters,
-    /// The version exceeds what a majority held when the write began. Whatever is newer was then
-    /// written beside this write, not before it: it may as well have come after, and this write
-    /// counts as taken. To stamp it anew would let readers see it, then the other, then it again.
-    pub is_ordered: bool,
     /// Whether others may stand in for homes.
     pub is_sloppy: bool,
 }
@@ -162,9 +158,6 @@ impl WriteOp {
         by: Prior,
         actions: &mut Vec<WriteAction>,
     ) {
-        if self.plan.is_ordered {
-            return self.on_applied(replica, version, by, actions);
-        }
         self.note_prior(by);
         if version != self.version() {
             return;
@@ -181,6 +174,26 @@ impl WriteOp {
             }
             None => self.on_failed(replica, version, None, actions),
             Some(_) => {}
+        }
+    }
+
+    /// A replica has promised to take nothing older than a ballot, for the sake of an update: this
+    /// write is to come after that one.
+    pub fn on_promised(
+        &mut self,
+        replica: usize,
+        version: Version,
+        ballot: Version,
+        actions: &mut Vec<WriteAction>,
+    ) {
+        if version != self.version() {
+            return;
+        }
+        if self.outcome.is_none() && self.versions.len() < VERSIONS_MAX {
+            let past = ballot;
+            actions.push(WriteAction::Restamp { replica, past });
+        } else {
+            self.on_failed(replica, version, None, actions);
         }
     }
 
@@ -288,7 +301,6 @@ impl WriteOp {
     /// Looks for a stand-in if there is to be one; whether there is.
     fn seek(&self, home: usize, actions: &mut Vec<WriteAction>) -> bool {
         let may = self.plan.is_sloppy
-            && !self.plan.is_ordered
             && self.forsaken & (1 << (home % 16)) == 0
             // The caller was told that it failed: it must not take effect more than it has.
             && !matches!(self.outcome, Some(Err(_)))

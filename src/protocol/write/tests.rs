@@ -5,7 +5,6 @@ fn plan(need: u8) -> WritePlan {
     WritePlan {
         need,
         voters: Voters::EVERYONE,
-        is_ordered: false,
         is_sloppy: false,
     }
 }
@@ -101,18 +100,18 @@ fn after_the_answer_only_a_minority_write_is_stamped_anew() {
 }
 
 #[test]
-fn an_ordered_write_is_not_stamped_anew() {
-    let mut op = WriteOp::new(
-        3,
-        WritePlan {
-            is_ordered: true,
-            ..plan(2)
-        },
-        version(5),
-    );
+fn a_write_that_was_promised_away_is_stamped_past_the_ballot() {
+    let mut op = WriteOp::new(3, plan(2), version(5));
     let mut actions = Vec::new();
     op.on_applied(0, version(5), held(4), &mut actions);
-    op.on_superseded(1, version(5), held(9), &mut actions);
+    op.on_promised(1, version(5), version(8), &mut actions);
+    let past = version(8);
+    assert_eq!(actions, [WriteAction::Restamp { replica: 1, past }]);
+    op.on_restamped(version(9));
+    actions.clear();
+    op.on_promised(2, version(5), version(8), &mut actions);
+    op.on_applied(0, version(9), held(5), &mut actions);
+    op.on_applied(1, version(9), held(4), &mut actions);
     assert_eq!(actions, [WriteAction::Finished]);
 }
 
@@ -226,13 +225,8 @@ fn a_write_that_is_done_still_leaves_hints_and_one_that_failed_leaves_none() {
 }
 
 #[test]
-fn nobody_stands_in_for_linearizable_writes_or_for_what_is_refused_for_good() {
-    let ordered = WritePlan {
-        is_ordered: true,
-        ..sloppy(2)
-    };
+fn nobody_stands_in_for_what_is_refused_for_good() {
     for (plan, refusal) in [
-        (ordered, None),
         (plan(2), None),
         (sloppy(2), Some(Refusal::TooBig)),
         (sloppy(2), Some(Refusal::ClockDrift)),

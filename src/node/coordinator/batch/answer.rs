@@ -1,6 +1,7 @@
 //! Answers of replicas, handed to the state machines they are for.
 
 use super::{Batch, Expected, Op, Reply, State, What, has_later_write};
+use crate::model::Prior;
 use crate::node::replica::Written;
 use crate::protocol::Told;
 use crate::store::ExpiryChange;
@@ -10,7 +11,7 @@ impl Batch {
     /// One answer of one replica to one operation.
     pub(super) fn on_reply(&self, state: &mut State, expected: Expected, reply: Reply) {
         match &state.items[expected.item].operation {
-            Op::Read(_) | Op::Learn { .. } => self.on_read_reply(state, expected, reply),
+            Op::Read(_) => self.on_read_reply(state, expected, reply),
             Op::Write { .. } => self.on_write_reply(state, expected, reply),
             Op::Expire(_) => self.on_expire_reply(state, expected, reply),
         }
@@ -25,6 +26,7 @@ impl Batch {
         let Some(op) = state.items[item].read_mut() else {
             return;
         };
+        let mut is_in_the_way = false;
         let mut actions = Vec::new();
         match (what, reply) {
             (What::Held, Reply::Told(told)) => match self.observe(told.held) {
@@ -32,11 +34,20 @@ impl Batch {
                 // What no other replica would take is no answer either.
                 Err(refusal) => op.on_failed(replica, Some(refusal), &mut actions),
             },
+            // It holds something newer, or will. That may have been made without what was read, of which
+            // nobody is to know then; a strict read has to find out.
+            (What::Repaired, Reply::Written(Written::Superseded(_) | Written::Promised(_)))
+                if op.is_strict() =>
+            {
+                op.on_failed(replica, None, &mut actions);
+                is_in_the_way = true;
+            }
             (What::Repaired, Reply::Written(_)) => op.on_repaired(replica, &mut actions),
             (_, Reply::Failed(refusal)) => op.on_failed(replica, refusal, &mut actions),
             // An answer to another question than the one asked: as good as none.
             _ => op.on_failed(replica, None, &mut actions),
         }
+        state.items[item].is_in_the_way |= is_in_the_way;
         self.perform_read(state, item, actions);
     }
 
@@ -115,6 +126,9 @@ impl Batch {
             }
             Reply::Written(Written::Superseded(by)) => {
                 op.on_superseded(replica, version, by, &mut actions);
+            }
+            Reply::Written(Written::Promised(ballot)) if self.is_sane(Prior::of(ballot)) => {
+                op.on_promised(replica, version, ballot, &mut actions);
             }
             Reply::Failed(refusal) => op.on_failed(replica, version, refusal, &mut actions),
             // An answer to another question than the one asked: as good as none.

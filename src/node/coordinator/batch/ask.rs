@@ -3,7 +3,7 @@
 use serde_bytes::Bytes as ByteSlice;
 
 use super::{Batch, Expected, Op, Reply, State, What, count};
-use crate::model::{Expiry, RecordRef, Summary};
+use crate::model::{Expiry, Kind, RecordRef, Summary};
 use crate::protocol::{ReadOp, Told};
 use crate::wire::{Operation, Refusal};
 
@@ -37,7 +37,7 @@ impl Batch {
     /// Sends the first question of an operation to one replica.
     pub(super) fn ask_first(&self, state: &mut State, item: usize, replica: usize) {
         match &state.items[item].operation {
-            Op::Read(op) | Op::Learn { op, .. } => {
+            Op::Read(op) => {
                 if op.is_asked(replica) {
                     let whole = op.is_asked_for_record(replica);
                     self.ask_held(state, item, replica, whole);
@@ -120,6 +120,7 @@ impl Batch {
             version,
             expiry,
             value: payload.value.as_deref(),
+            kind: Kind::String,
             covers: false,
         };
         let key = ByteSlice::new(&items[item].key);

@@ -13,14 +13,14 @@ use smallvec::SmallVec;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
-use super::hedging::late_after;
-use super::item::{ExpireOp, Item, Op, Payload, Start};
+use super::item::{ExpireOp, Item, Op, Start};
 use super::outbox::{Expected, Outbox, Parcel, What};
 use super::reply::Reply;
 use super::{Inner, Ran, Request};
 use crate::model::{HlcTime, Millis, NodeTag, PartitionId, Prior, Summary, Version};
 use crate::net::{CallError, Lane, ReplySink, Response};
 use crate::node::handoff::Owed;
+use crate::node::hedging::late_after;
 use crate::protocol::WriteSample;
 use crate::ring::View;
 use crate::wire::{FrameError, Refusal};
@@ -234,7 +234,7 @@ impl Batch {
     fn on_deadline(&self, state: &mut State, item: usize) {
         let (mut reads, mut writes) = (Vec::new(), Vec::new());
         match &mut state.items[item].operation {
-            Op::Read(op) | Op::Learn { op, .. } => op.on_deadline(&mut reads),
+            Op::Read(op) => op.on_deadline(&mut reads),
             Op::Expire(op) => op.read.on_deadline(&mut reads),
             Op::Write { op, .. } => op.on_deadline(&mut writes),
         }
@@ -248,7 +248,7 @@ impl Batch {
         let item = &state.items[item];
         let outcomes = match item.operation {
             Op::Read(_) => &stats.reads,
-            Op::Learn { .. } | Op::Write { .. } | Op::Expire(_) => &stats.writes,
+            Op::Write { .. } | Op::Expire(_) => &stats.writes,
         };
         let outcome = match (item.has_failed(), item.was_sloppy()) {
             (true, _) => &outcomes.not_met,
@@ -260,7 +260,7 @@ impl Batch {
             count(&stats.quorums_not_met, 1);
         } else if item.was_sloppy() {
             match &item.operation {
-                Op::Read(_) | Op::Learn { .. } => count(&stats.sloppy_reads, 1),
+                Op::Read(_) => count(&stats.sloppy_reads, 1),
                 Op::Write { .. } | Op::Expire(_) => count(&stats.sloppy_writes, 1),
             }
         }

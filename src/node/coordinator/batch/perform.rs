@@ -1,8 +1,8 @@
 //! What the state machines ask for, carried out.
 
-use super::{Batch, Expected, Op, Payload, State, count};
+use super::{Batch, Expected, Op, State, count};
 use crate::model::{Stamp, Version};
-use crate::protocol::{ReadAction, ReadOp, WriteAction, WriteOp};
+use crate::protocol::{ReadAction, ReadOp, WriteAction};
 use crate::wire::Refusal;
 
 impl Batch {
@@ -17,39 +17,9 @@ impl Batch {
                 }
                 ReadAction::StandIns { home } => self.replace_reader(state, item, home),
                 ReadAction::Repair { replica } => self.repair(state, item, replica),
-                ReadAction::Finished => match &state.items[item].operation {
-                    Op::Learn { op, .. } if !state.items[item].has_failed() => {
-                        let past = op.outcome().and_then(|learnt| learnt.ok().flatten());
-                        let past = past.map(|held| held.stamp.newest()).unwrap_or_default();
-                        self.begin_write(state, item, past);
-                    }
-                    _ => self.on_finished(state, item),
-                },
+                ReadAction::Finished => self.on_finished(state, item),
             }
         }
-    }
-
-    /// Turns what has learnt what it must exceed into the write itself.
-    pub(super) fn begin_write(&self, state: &mut State, item: usize, past: Version) {
-        let stamped = self.stamp_past(past);
-        let homes = self.homes(state.items[item].partition).len();
-        let Op::Learn { op, then, payload } = &mut state.items[item].operation else {
-            return;
-        };
-        let version = match stamped {
-            Ok(version) => version,
-            Err(refusal) => {
-                op.refuse(refusal);
-                return self.on_finished(state, item);
-            }
-        };
-        let payload = Payload {
-            value: payload.value.take(),
-            expires_at: payload.expires_at,
-        };
-        let op = WriteOp::new(homes, *then, version);
-        state.items[item].operation = Op::Write { op, payload };
-        self.start(state, item);
     }
 
     pub(super) fn perform_write(&self, state: &mut State, item: usize, actions: Vec<WriteAction>) {

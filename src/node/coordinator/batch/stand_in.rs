@@ -100,7 +100,7 @@ impl Batch {
                     op.on_late(home, &mut writes);
                 }
             }
-            Op::Read(op) | Op::Learn { op, .. } | Op::Expire(ExpireOp { read: op, .. }) => {
+            Op::Read(op) | Op::Expire(ExpireOp { read: op, .. }) => {
                 if is_away {
                     op.on_away(home, &mut reads);
                 } else {

@@ -48,6 +48,11 @@ impl Hedging {
         peer.silent_since = None;
     }
 
+    /// A peer has answered something whose time tells nothing of the peer alone.
+    pub(super) fn on_sign(&self, peer: NodeTag) {
+        self.peers().entry(peer).or_default().silent_since = None;
+    }
+
     /// Those who have said nothing for longer than they usually take, although they were asked:
     /// gone, most likely, and gossip has not noticed yet.
     pub(super) fn silent(&self, now: Instant) -> SmallVec<[NodeTag; 2]> {

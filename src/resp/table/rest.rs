@@ -1,284 +1,19 @@
-//! What `COMMAND` tells of each command: the facts that client libraries ask for.
+//! The facts of commands, H to Z, in the order of their kinds.
 
-use super::CommandKind;
+use super::{CommandFacts, facts};
 
-/// The facts of one command.
-#[derive(Debug, Clone, Copy)]
-pub struct CommandFacts {
-    /// Its name, in lower case.
-    pub name: &'static str,
-    /// How many words it has, itself included; below zero: at least so many.
-    pub arity: i8,
-    /// What it does, in the words of Redis.
-    pub flags: &'static [&'static str],
-    /// The first word that is a key; 0: none is.
-    pub first_key: i8,
-    /// The last one; below zero: counted from the end.
-    pub last_key: i8,
-    /// How many words on the next key is.
-    pub key_step: i8,
-    /// Groups of commands, in the words of Redis.
-    pub categories: &'static [&'static str],
-    /// What it does, for people.
-    pub summary: &'static str,
-    /// The version of Redis that had it first.
-    pub since: &'static str,
-    /// The chapter of the manual.
-    pub group: &'static str,
-    /// What it costs.
-    pub complexity: &'static str,
-}
-
-/// The facts of all commands, by name.
-#[must_use]
-pub const fn commands() -> &'static [CommandFacts] {
-    COMMANDS
-}
-
-/// The facts of a command, its name in any case.
-#[must_use]
-pub fn command_facts(name: &[u8]) -> Option<&'static CommandFacts> {
-    CommandKind::of(name).map(|kind| &COMMANDS[kind as usize])
-}
-
-const fn facts(
-    name: &'static str,
-    arity: i8,
-    flags: &'static [&'static str],
-    keys: (i8, i8, i8),
-    categories: &'static [&'static str],
-    docs: [&'static str; 4],
-) -> CommandFacts {
-    let (first_key, last_key, key_step) = keys;
-    let [summary, since, group, complexity] = docs;
-    CommandFacts {
-        name,
-        arity,
-        flags,
-        first_key,
-        last_key,
-        key_step,
-        categories,
-        summary,
-        since,
-        group,
-        complexity,
-    }
-}
-
-/// In the order of [`CommandKind`].
-const COMMANDS: &[CommandFacts] = &[
+pub(super) const FACTS: &[CommandFacts] = &[
     facts(
-        "auth",
-        -2,
-        &[
-            "noscript",
-            "loading",
-            "stale",
-            "fast",
-            "no_auth",
-            "allow_busy",
-        ],
-        (0, 0, 0),
-        &["@fast", "@connection"],
-        [
-            "Authenticates the connection.",
-            "1.0.0",
-            "connection",
-            "O(1)",
-        ],
-    ),
-    facts(
-        "bitcount",
-        -2,
-        &["readonly"],
-        (1, 1, 1),
-        &["@read", "@bitmap", "@slow"],
-        [
-            "Counts the bits that are set in a value.",
-            "2.6.0",
-            "bitmap",
-            "O(N)",
-        ],
-    ),
-    facts(
-        "client",
-        -2,
-        &[],
-        (0, 0, 0),
-        &["@slow", "@connection"],
-        [
-            "Tells of and names client connections.",
-            "2.4.0",
-            "connection",
-            "Depends on subcommand.",
-        ],
-    ),
-    facts(
-        "command",
-        -1,
-        &["loading", "stale"],
-        (0, 0, 0),
-        &["@slow", "@connection"],
-        [
-            "Tells of the commands.",
-            "2.8.13",
-            "server",
-            "O(N) where N is the number of commands",
-        ],
-    ),
-    facts(
-        "config",
-        -2,
-        &[],
-        (0, 0, 0),
-        &["@admin", "@slow", "@dangerous"],
-        [
-            "Tells of settings.",
-            "2.0.0",
-            "server",
-            "Depends on subcommand.",
-        ],
-    ),
-    facts(
-        "dbsize",
-        1,
-        &["readonly", "fast"],
-        (0, 0, 0),
-        &["@keyspace", "@read", "@fast"],
-        [
-            "Returns the number of keys in the ring.",
-            "1.0.0",
-            "server",
-            "O(1)",
-        ],
-    ),
-    facts(
-        "del",
-        -2,
-        &["write"],
-        (1, -1, 1),
-        &["@keyspace", "@write", "@slow"],
-        [
-            "Deletes one or more keys.",
-            "1.0.0",
-            "generic",
-            "O(N) where N is the number of keys",
-        ],
-    ),
-    facts(
-        "discard",
-        1,
-        &["noscript", "loading", "stale", "fast", "allow_busy"],
-        (0, 0, 0),
-        &["@fast", "@transaction"],
-        [
-            "Discards a transaction.",
-            "2.0.0",
-            "transactions",
-            "O(N) where N is the number of queued commands",
-        ],
-    ),
-    facts(
-        "echo",
-        2,
-        &["loading", "stale", "fast"],
-        (0, 0, 0),
-        &["@fast", "@connection"],
-        ["Returns the given string.", "1.0.0", "connection", "O(1)"],
-    ),
-    facts(
-        "exec",
-        1,
-        &["noscript", "loading", "stale", "skip_slowlog"],
-        (0, 0, 0),
-        &["@slow", "@transaction"],
-        [
-            "Carries out all commands in a transaction.",
-            "1.2.0",
-            "transactions",
-            "Depends on commands in the transaction",
-        ],
-    ),
-    facts(
-        "exists",
-        -2,
-        &["readonly", "fast"],
-        (1, -1, 1),
-        &["@keyspace", "@read", "@fast"],
-        [
-            "Counts the keys that exist.",
-            "1.0.0",
-            "generic",
-            "O(N) where N is the number of keys",
-        ],
-    ),
-    facts(
-        "expire",
+        "hdel",
         -3,
         &["write", "fast"],
         (1, 1, 1),
-        &["@keyspace", "@write", "@fast"],
+        &["@write", "@hash", "@fast"],
         [
-            "Sets when a key ends, in seconds from now.",
-            "1.0.0",
-            "generic",
-            "O(1)",
-        ],
-    ),
-    facts(
-        "expireat",
-        -3,
-        &["write", "fast"],
-        (1, 1, 1),
-        &["@keyspace", "@write", "@fast"],
-        [
-            "Sets when a key ends, in seconds since 1970.",
-            "1.2.0",
-            "generic",
-            "O(1)",
-        ],
-    ),
-    facts(
-        "expiretime",
-        2,
-        &["readonly", "fast"],
-        (1, 1, 1),
-        &["@keyspace", "@read", "@fast"],
-        [
-            "Returns when a key ends, in seconds since 1970.",
-            "7.0.0",
-            "generic",
-            "O(1)",
-        ],
-    ),
-    facts(
-        "get",
-        2,
-        &["readonly", "fast"],
-        (1, 1, 1),
-        &["@read", "@string", "@fast"],
-        ["Returns the value of a key.", "1.0.0", "string", "O(1)"],
-    ),
-    facts(
-        "getbit",
-        3,
-        &["readonly", "fast"],
-        (1, 1, 1),
-        &["@read", "@bitmap", "@fast"],
-        ["Returns a bit of a value.", "2.2.0", "bitmap", "O(1)"],
-    ),
-    facts(
-        "getrange",
-        4,
-        &["readonly"],
-        (1, 1, 1),
-        &["@read", "@string", "@slow"],
-        [
-            "Returns a part of a value.",
-            "2.4.0",
-            "string",
-            "O(N) where N is the length of the part",
+            "Deletes fields of a hash.",
+            "2.0.0",
+            "hash",
+            "O(N) where N is the number of fields",
         ],
     ),
     facts(
@@ -298,6 +33,204 @@ const COMMANDS: &[CommandFacts] = &[
             "Agrees on a version of the protocol.",
             "6.0.0",
             "connection",
+            "O(1)",
+        ],
+    ),
+    facts(
+        "hexists",
+        3,
+        &["readonly", "fast"],
+        (1, 1, 1),
+        &["@read", "@hash", "@fast"],
+        [
+            "Tells whether a hash has a field.",
+            "2.0.0",
+            "hash",
+            "O(N) where N is the number of fields",
+        ],
+    ),
+    facts(
+        "hget",
+        3,
+        &["readonly", "fast"],
+        (1, 1, 1),
+        &["@read", "@hash", "@fast"],
+        [
+            "Returns a field of a hash.",
+            "2.0.0",
+            "hash",
+            "O(N) where N is the number of fields",
+        ],
+    ),
+    facts(
+        "hgetall",
+        2,
+        &["readonly"],
+        (1, 1, 1),
+        &["@read", "@hash", "@slow"],
+        [
+            "Returns all fields and values of a hash.",
+            "2.0.0",
+            "hash",
+            "O(N) where N is the number of fields",
+        ],
+    ),
+    facts(
+        "hincrby",
+        4,
+        &["write", "denyoom", "fast"],
+        (1, 1, 1),
+        &["@write", "@hash", "@fast"],
+        [
+            "Adds to a field of a hash.",
+            "2.0.0",
+            "hash",
+            "O(N) where N is the number of fields",
+        ],
+    ),
+    facts(
+        "hincrbyfloat",
+        4,
+        &["write", "denyoom", "fast"],
+        (1, 1, 1),
+        &["@write", "@hash", "@fast"],
+        [
+            "Adds a decimal number to a field of a hash.",
+            "2.6.0",
+            "hash",
+            "O(N) where N is the number of fields",
+        ],
+    ),
+    facts(
+        "hkeys",
+        2,
+        &["readonly"],
+        (1, 1, 1),
+        &["@read", "@hash", "@slow"],
+        [
+            "Returns all fields of a hash.",
+            "2.0.0",
+            "hash",
+            "O(N) where N is the number of fields",
+        ],
+    ),
+    facts(
+        "hlen",
+        2,
+        &["readonly", "fast"],
+        (1, 1, 1),
+        &["@read", "@hash", "@fast"],
+        [
+            "Returns the number of fields of a hash.",
+            "2.0.0",
+            "hash",
+            "O(N) where N is the number of fields",
+        ],
+    ),
+    facts(
+        "hmget",
+        -3,
+        &["readonly", "fast"],
+        (1, 1, 1),
+        &["@read", "@hash", "@fast"],
+        [
+            "Returns some fields of a hash.",
+            "2.0.0",
+            "hash",
+            "O(N) where N is the number of fields",
+        ],
+    ),
+    facts(
+        "hmset",
+        -4,
+        &["write", "denyoom", "fast"],
+        (1, 1, 1),
+        &["@write", "@hash", "@fast"],
+        [
+            "Sets fields of a hash.",
+            "2.0.0",
+            "hash",
+            "O(N) where N is the number of fields",
+        ],
+    ),
+    facts(
+        "hset",
+        -4,
+        &["write", "denyoom", "fast"],
+        (1, 1, 1),
+        &["@write", "@hash", "@fast"],
+        [
+            "Sets fields of a hash.",
+            "2.0.0",
+            "hash",
+            "O(N) where N is the number of fields",
+        ],
+    ),
+    facts(
+        "hsetnx",
+        4,
+        &["write", "denyoom", "fast"],
+        (1, 1, 1),
+        &["@write", "@hash", "@fast"],
+        [
+            "Sets a field of a hash if it is not there.",
+            "2.0.0",
+            "hash",
+            "O(N) where N is the number of fields",
+        ],
+    ),
+    facts(
+        "hstrlen",
+        3,
+        &["readonly", "fast"],
+        (1, 1, 1),
+        &["@read", "@hash", "@fast"],
+        [
+            "Returns the length of a field of a hash.",
+            "3.2.0",
+            "hash",
+            "O(N) where N is the number of fields",
+        ],
+    ),
+    facts(
+        "hvals",
+        2,
+        &["readonly"],
+        (1, 1, 1),
+        &["@read", "@hash", "@slow"],
+        [
+            "Returns all values of a hash.",
+            "2.0.0",
+            "hash",
+            "O(N) where N is the number of fields",
+        ],
+    ),
+    facts(
+        "incr",
+        2,
+        &["write", "denyoom", "fast"],
+        (1, 1, 1),
+        &["@write", "@string", "@fast"],
+        ["Adds one to a number.", "1.0.0", "string", "O(1)"],
+    ),
+    facts(
+        "incrby",
+        3,
+        &["write", "denyoom", "fast"],
+        (1, 1, 1),
+        &["@write", "@string", "@fast"],
+        ["Adds to a number.", "1.0.0", "string", "O(1)"],
+    ),
+    facts(
+        "incrbyfloat",
+        3,
+        &["write", "denyoom", "fast"],
+        (1, 1, 1),
+        &["@write", "@string", "@fast"],
+        [
+            "Adds a decimal number to a number.",
+            "2.6.0",
+            "string",
             "O(1)",
         ],
     ),
@@ -364,6 +297,19 @@ const COMMANDS: &[CommandFacts] = &[
             "1.0.1",
             "string",
             "O(N) where N is the number of keys",
+        ],
+    ),
+    facts(
+        "msetnx",
+        -3,
+        &["write", "denyoom"],
+        (1, -1, 2),
+        &["@write", "@string", "@slow"],
+        [
+            "Sets a value if there is none; of one key only.",
+            "1.0.1",
+            "string",
+            "O(1)",
         ],
     ),
     facts(
@@ -559,6 +505,14 @@ const COMMANDS: &[CommandFacts] = &[
         ["Sets the value of a key.", "1.0.0", "string", "O(1)"],
     ),
     facts(
+        "setbit",
+        4,
+        &["write", "denyoom"],
+        (1, 1, 1),
+        &["@write", "@bitmap", "@slow"],
+        ["Sets a bit of a value.", "2.2.0", "bitmap", "O(1)"],
+    ),
+    facts(
         "setex",
         4,
         &["write", "denyoom"],
@@ -569,6 +523,27 @@ const COMMANDS: &[CommandFacts] = &[
             "2.0.0",
             "string",
             "O(1)",
+        ],
+    ),
+    facts(
+        "setnx",
+        3,
+        &["write", "denyoom", "fast"],
+        (1, 1, 1),
+        &["@write", "@string", "@fast"],
+        ["Sets a value if there is none.", "1.0.0", "string", "O(1)"],
+    ),
+    facts(
+        "setrange",
+        4,
+        &["write", "denyoom"],
+        (1, 1, 1),
+        &["@write", "@string", "@slow"],
+        [
+            "Writes over a part of a value.",
+            "2.2.0",
+            "string",
+            "O(N) where N is the length of the part",
         ],
     ),
     facts(
@@ -674,18 +649,3 @@ const COMMANDS: &[CommandFacts] = &[
         ],
     ),
 ];
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn facts_stand_in_the_order_of_the_kinds() {
-        assert_eq!(COMMANDS.len(), CommandKind::COUNT);
-        for kind in CommandKind::ALL {
-            assert_eq!(COMMANDS[kind as usize].name, kind.name());
-        }
-        assert_eq!(command_facts(b"gEt").map(|facts| facts.arity), Some(2));
-        assert!(command_facts(b"nosuchcommand-that-is-long").is_none());
-    }
-}

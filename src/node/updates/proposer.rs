@@ -1,0 +1,465 @@
+//! Makes the updates of keys, one key's one after the other, for whoever asks.
+//!
+//! Any node may do it for any key at any time; that one home does it for all is what keeps proposers
+//! from getting in each other's way, and what lets updates that come together be made together.
+
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::homes::{Homes, Told};
+use crate::env::Env;
+use crate::model::{HashedKey, Hlc, HlcTime, KeyHasher, NodeTag, Version};
+use crate::net::Transport;
+use crate::node::hedging::Hedging;
+use crate::node::replica::Replica;
+use crate::protocol::{Standing, UpdateAction, UpdateOp, UpdatePlan, Updated, Updates};
+use crate::ring::View;
+use crate::wire::Refusal;
+
+/// What a proposer is made of.
+#[derive(Debug)]
+pub(in crate::node) struct Parts {
+    pub(in crate::node) self_tag: NodeTag,
+    /// What its ballots carry.
+    pub(in crate::node) writer: NodeTag,
+    /// How long updates may take.
+    pub(in crate::node) timeout: Duration,
+    pub(in crate::node) env: Env,
+    pub(in crate::node) view: watch::Receiver<Arc<View>>,
+    pub(in crate::node) replica: Arc<Replica>,
+    pub(in crate::node) clock: Arc<Hlc>,
+    pub(in crate::node) hasher: KeyHasher,
+    pub(in crate::node) transport: Arc<dyn Transport>,
+    pub(in crate::node) hedging: Arc<Hedging>,
+}
+
+/// Makes updates. Clones share their queues.
+#[derive(Clone)]
+pub struct Proposer(Arc<Inner>);
+
+struct Inner {
+    parts: Arc<Parts>,
+    keys: Mutex<HashMap<Bytes, Queue>>,
+    stats: ProposerStats,
+}
+
+/// Facts that a proposer counts.
+#[derive(Debug, Default)]
+pub struct ProposerStats {
+    /// Updates that were made, and those that turned out to change nothing.
+    pub made: AtomicU64,
+    /// Updates of which it is not known whether they were made.
+    pub uncertain: AtomicU64,
+    /// Updates that were not made.
+    pub not_made: AtomicU64,
+    /// Times that homes were asked for a promise.
+    pub promises_asked: AtomicU64,
+    /// Times that homes were given a result to take.
+    pub results_given: AtomicU64,
+    /// Rounds that had to be begun again.
+    pub rounds_again: AtomicU64,
+}
+
+/// Updates of one key that wait for their turn.
+#[derive(Debug, Default)]
+struct Queue {
+    waiting: VecDeque<Waiting>,
+    wake: Arc<Notify>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    updates: Updates,
+    /// They are not begun after this moment, by the clock of versions.
+    until: HlcTime,
+    tell: oneshot::Sender<Updated>,
+}
+
+/// Updates of one key being made.
+struct Round<'a> {
+    key: &'a Bytes,
+    homes: Homes<'a>,
+    deadline: Instant,
+    /// More is waiting, or was a moment ago.
+    is_busy: bool,
+}
+
+impl Proposer {
+    pub(in crate::node) fn new(parts: Arc<Parts>) -> Self {
+        Self(Arc::new(Inner {
+            parts,
+            keys: Mutex::default(),
+            stats: ProposerStats::default(),
+        }))
+    }
+
+    /// What was counted so far.
+    #[must_use]
+    pub fn stats(&self) -> &ProposerStats {
+        &self.0.stats
+    }
+
+    /// Queues updates of a key. They are not begun after `until`.
+    pub fn submit(
+        &self,
+        key: Bytes,
+        updates: Updates,
+        until: HlcTime,
+    ) -> Result<oneshot::Receiver<Updated>, Refusal> {
+        let (tell, told) = oneshot::channel();
+        let waiting = Waiting {
+            updates,
+            until,
+            tell,
+        };
+        let mut keys = self.keys();
+        if let Some(queue) = keys.get_mut(&key) {
+            if queue.waiting.len() >= WAITING_MAX {
+                return Err(Refusal::Busy);
+            }
+            queue.waiting.push_back(waiting);
+            queue.wake.notify_one();
+            return Ok(told);
+        }
+        if keys.len() >= KEYS_MAX {
+            return Err(Refusal::Busy);
+        }
+        let mut queue = Queue::default();
+        queue.waiting.push_back(waiting);
+        let wake = Arc::clone(&queue.wake);
+        keys.insert(key.clone(), queue);
+        drop(keys);
+        let this = self.clone();
+        let tasks = &self.0.parts.env.tasks;
+        tasks.spawn(async move { this.work(key, wake).await });
+        Ok(told)
+    }
+
+    /// Works a key's queue off, until nothing has come for a while.
+    async fn work(&self, key: Bytes, wake: Arc<Notify>) {
+        let (mut standing, mut is_first) = (None, true);
+        loop {
+            let batch = self.take(&key);
+            if !batch.is_empty() {
+                standing = self.make(&key, batch, standing, !is_first).await;
+                is_first = false;
+                continue;
+            }
+            let is_crowded = self.keys().len() > LINGERING_MAX;
+            if !is_crowded && timeout(LINGER, wake.notified()).await.is_ok() {
+                continue;
+            }
+            let mut keys = self.keys();
+            if keys.get(&key).is_some_and(|queue| queue.waiting.is_empty()) {
+                keys.remove(&key);
+                return;
+            }
+        }
+    }
+
+    /// As many of those that wait as are made together.
+    fn take(&self, key: &Bytes) -> Vec<Waiting> {
+        let mut keys = self.keys();
+        let Some(queue) = keys.get_mut(key) else {
+            return Vec::new();
+        };
+        let (mut taken, mut bytes) = (Vec::new(), 0);
+        while let Some(waiting) = queue.waiting.front() {
+            let changes = waiting.updates.changes.iter();
+            bytes += changes.map(crate::update::Change::bytes).sum::<usize>();
+            if !taken.is_empty() && (bytes > TOGETHER_BYTES_MAX || taken.len() >= TOGETHER_MAX) {
+                break;
+            }
+            taken.extend(queue.waiting.pop_front());
+        }
+        taken
+    }
+
+    /// Makes updates together and tells those who wait.
+    async fn make(
+        &self,
+        key: &Bytes,
+        batch: Vec<Waiting>,
+        standing: Option<Standing>,
+        was_busy: bool,
+    ) -> Option<Standing> {
+        let parts = &self.0.parts;
+        let now = parts.clock.read(parts.env.clock.wall());
+        let mut timely = Vec::with_capacity(batch.len());
+        for waiting in batch {
+            let refusal = match self.observe_moment(waiting.updates.begun) {
+                Ok(()) if waiting.until > now => {
+                    timely.push(waiting);
+                    continue;
+                }
+                Ok(()) => Refusal::TooLate,
+                Err(refusal) => refusal,
+            };
+            // Whoever waited may have given up.
+            let _gone = waiting.tell.send(Updated::refused(refusal));
+        }
+        if timely.is_empty() {
+            return standing;
+        }
+        let view = Arc::clone(&parts.view.borrow());
+        let hash = parts.hasher.hash(key);
+        let hashed = HashedKey {
+            bytes: key,
+            hash,
+            partition: view.params().partitions.of(hash),
+        };
+        let homes = Homes::new(parts, &view, hashed);
+        let plan = UpdatePlan {
+            homes: homes.count(),
+            need: majority(homes.count()),
+            value_bytes_max: parts.replica.value_bytes_max(),
+        };
+        let (updates, tells): (Vec<_>, Vec<_>) = timely
+            .into_iter()
+            .map(|waiting| (waiting.updates, waiting.tell))
+            .unzip();
+        let round = Round {
+            key,
+            homes,
+            deadline: parts.env.clock.monotonic() + parts.timeout,
+            is_busy: was_busy || tells.len() > 1,
+        };
+        let mut op = UpdateOp::new(plan, updates);
+        self.drive(&mut op, &round, standing).await;
+        let (outcomes, standing) = op.outcomes();
+        for (tell, (updates, updated)) in tells.into_iter().zip(outcomes) {
+            self.count(&updates, &updated);
+            let _gone = tell.send(updated);
+        }
+        standing
+    }
+
+    /// Carries out what the state machine asks for, until it is finished.
+    async fn drive(&self, op: &mut UpdateOp, round: &Round<'_>, standing: Option<Standing>) {
+        let parts = &self.0.parts;
+        // Each home answers each question once; what comes too late is not missed.
+        let (tell, mut told) = mpsc::channel(TOLD_MAX);
+        let next = || self.next(round);
+        let mut action = match standing.filter(|standing| self.stands(standing)) {
+            Some(standing) => op.begin_standing(standing, self.now(), next),
+            None => UpdateAction::Again {
+                past: Version::default(),
+                pause: Duration::ZERO,
+            },
+        };
+        let mut is_first = true;
+        loop {
+            let round_end = (parts.env.clock.monotonic() + parts.timeout / 3).min(round.deadline);
+            let mut own = None;
+            match action {
+                UpdateAction::Finished => return,
+                UpdateAction::Again { past, pause } => {
+                    if !is_first {
+                        self.0.stats.rounds_again.fetch_add(1, Ordering::Relaxed);
+                        self.pause(pause, round).await;
+                    }
+                    if parts.env.clock.monotonic() >= round.deadline {
+                        op.on_deadline();
+                        return;
+                    }
+                    let ballot = match self.stamp_past(past) {
+                        Ok(ballot) => ballot,
+                        Err(refusal) => {
+                            op.on_hopeless(refusal);
+                            return;
+                        }
+                    };
+                    action = op.begin(ballot, self.now());
+                    is_first = false;
+                    continue;
+                }
+                UpdateAction::Promise => {
+                    self.0.stats.promises_asked.fetch_add(1, Ordering::Relaxed);
+                    own = round.homes.ask_promise(op.ballot(), round_end, &tell);
+                }
+                UpdateAction::Accept => {
+                    self.0.stats.results_given.fetch_add(1, Ordering::Relaxed);
+                    if let Some(proposed) = op.proposal() {
+                        own = round.homes.give(proposed, round_end, &tell);
+                    }
+                }
+            }
+            is_first = false;
+            // This node's own copy answers at once.
+            let asked = own.and_then(|own| self.on_told(op, own, round));
+            action = match asked {
+                Some(action) => action,
+                None => self.hear(op, round, round_end, &mut told).await,
+            };
+        }
+    }
+
+    /// Waits for the answers of homes, until they make a difference.
+    async fn hear(
+        &self,
+        op: &mut UpdateOp,
+        round: &Round<'_>,
+        round_end: Instant,
+        told: &mut mpsc::Receiver<Told>,
+    ) -> UpdateAction {
+        loop {
+            let action = match timeout_at(round_end, told.recv()).await {
+                Ok(Some(answer)) => self.on_told(op, answer, round),
+                Ok(None) | Err(_) if round_end >= round.deadline => Some(op.on_deadline()),
+                Ok(None) | Err(_) => op.on_slow(),
+            };
+            if let Some(action) = action {
+                return action;
+            }
+        }
+    }
+
+    fn on_told(&self, op: &mut UpdateOp, answer: Told, round: &Round<'_>) -> Option<UpdateAction> {
+        let next = || self.next(round);
+        match answer {
+            Told::Promised {
+                home,
+                ballot,
+                promise,
+            } => {
+                let newest = promise
+                    .record
+                    .as_ref()
+                    .map(|record| record.stamp().newest());
+                match self.observe(newest.unwrap_or_default()) {
+                    Ok(()) => op.on_promise(home, ballot, promise, next),
+                    Err(refusal) => op.on_failed(home, ballot, Some(refusal)),
+                }
+            }
+            Told::Accepted {
+                home,
+                ballot,
+                is_next_promised,
+            } => op.on_accepted(home, ballot, is_next_promised),
+            Told::Outbid { home, ballot, by } => match self.observe(by) {
+                Ok(()) => op.on_outbid(home, ballot, by),
+                Err(refusal) => op.on_failed(home, ballot, Some(refusal)),
+            },
+            Told::Failed {
+                home,
+                ballot,
+                refusal,
+            } => op.on_failed(home, ballot, refusal),
+        }
+    }
+
+    /// The ballot of what is likely to follow, if more is.
+    fn next(&self, round: &Round<'_>) -> Option<Version> {
+        let is_waited_for = || {
+            let keys = self.keys();
+            let queue = keys.get(round.key);
+            queue.is_some_and(|queue| !queue.waiting.is_empty())
+        };
+        (round.is_busy || is_waited_for()).then(|| self.stamp())
+    }
+
+    /// Whether a promise is young enough to count on.
+    fn stands(&self, standing: &Standing) -> bool {
+        let parts = &self.0.parts;
+        let now = parts.clock.read(parts.env.clock.wall()).millis();
+        let promised = standing.ballot().hlc.millis();
+        now.0.saturating_sub(promised.0) < STANDING_MS_MAX
+    }
+
+    /// Waits about so long: others may be at it as well.
+    async fn pause(&self, about: Duration, round: &Round<'_>) {
+        if about.is_zero() {
+            return;
+        }
+        let env = &self.0.parts.env;
+        let pause = about.mul_f64(0.5 + env.rng.fraction());
+        let until = (env.clock.monotonic() + pause).min(round.deadline);
+        tokio::time::sleep_until(until).await;
+    }
+
+    fn count(&self, updates: &Updates, updated: &Updated) {
+        let stats = &self.0.stats;
+        let counter = match updated {
+            Updated::Made(_) => &stats.made,
+            Updated::NotMade(_) => &stats.not_made,
+            Updated::Unknown => &stats.uncertain,
+            Updated::TooOld => return,
+        };
+        counter.fetch_add(updates.changes.len() as u64, Ordering::Relaxed);
+    }
+
+    fn now(&self) -> crate::model::Millis {
+        let parts = &self.0.parts;
+        parts.clock.read(parts.env.clock.wall()).millis()
+    }
+
+    fn stamp(&self) -> Version {
+        let parts = &self.0.parts;
+        Version {
+            hlc: parts.clock.tick(parts.env.clock.wall()),
+            node: parts.writer,
+        }
+    }
+
+    fn stamp_past(&self, past: Version) -> Result<Version, Refusal> {
+        self.observe(past)?;
+        let ballot = self.stamp();
+        let now = self.0.parts.env.clock.monotonic();
+        // Nobody else would promise it, and here it would be in the way of others.
+        if !self.0.parts.replica.may_keep(ballot, now) {
+            return Err(Refusal::ClockDrift);
+        }
+        Ok(ballot)
+    }
+
+    fn observe(&self, version: Version) -> Result<(), Refusal> {
+        self.observe_moment(version.hlc)
+    }
+
+    fn observe_moment(&self, moment: HlcTime) -> Result<(), Refusal> {
+        let parts = &self.0.parts;
+        let seen = parts.clock.observe(moment, parts.env.clock.wall());
+        seen.map_err(|_drift| Refusal::ClockDrift)
+    }
+
+    fn keys(&self) -> MutexGuard<'_, HashMap<Bytes, Queue>> {
+        // std Mutex: never held across an await.
+        self.0.keys.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Proposer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Proposer")
+            .field("keys", &self.keys().len())
+            .finish_non_exhaustive()
+    }
+}
+
+fn majority(homes: usize) -> u8 {
+    // At most REPLICAS_MAX = 16 of them.
+    u8::try_from(homes / 2 + 1).unwrap_or(u8::MAX)
+}
+
+/// Keys whose updates are made at the same time.
+const KEYS_MAX: usize = 100_000;
+/// Those of one key that wait; each may hold hundreds.
+const WAITING_MAX: usize = 1_024;
+/// Made together: what one ballot carries.
+const TOGETHER_MAX: usize = 64;
+const TOGETHER_BYTES_MAX: usize = 1024 * 1024;
+/// A promise is kept up for what may follow so long.
+const LINGER: Duration = Duration::from_millis(20);
+/// With more keys than that nobody lingers.
+const LINGERING_MAX: usize = 1_000;
+/// Far younger than what homes refuse as too old.
+const STANDING_MS_MAX: u64 = 1_000;
+/// Answers of sixteen homes to some questions.
+const TOLD_MAX: usize = 64;

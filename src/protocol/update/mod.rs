@@ -1,0 +1,536 @@
+//! Updates of one key that depend on what it holds, by consensus of its homes.
+//!
+//! `CASPaxos` (Rystsov, *`CASPaxos`: Replicated State Machines without logs*, 2018): a majority promises
+//! to take nothing older than a ballot and tells what it holds; the newest of that is the state. The
+//! updates are made on it, and a majority takes the result under the ballot. What a majority has
+//! taken is decided: whoever asks a majority later meets it. The ballot is the version of the record,
+//! so that plain writes and updates of a key stand in one order.
+//!
+//! When some homes took a result and the others did not answer, nobody can tell yet whether it is
+//! decided. Then the homes are asked for a newer promise: the state that is found either holds the
+//! updates (its [`Lineage`] says so), and is decided by being taken once more, or it never will, and
+//! they are made on it. So none is made twice.
+//!
+//! Who took a result may promise the next ballot with it: then the next updates need no promise.
+
+mod lineage;
+
+use std::time::Duration;
+
+pub use lineage::{Lineage, UpdateId};
+
+use serde::{Deserialize, Serialize};
+
+use super::{QuorumNotMet, Replicas, count_u8};
+use crate::model::{HlcTime, Millis, Record, Stamp, Version};
+use crate::update::{Change, Context, Reply, State};
+use crate::wire::Refusal;
+use lineage::Verdict;
+
+/// Updates that one coordinator sent together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Updates {
+    /// Which.
+    pub id: UpdateId,
+    /// Nobody had them before this moment.
+    pub begun: HlcTime,
+    /// What is to be done, in order.
+    pub changes: Vec<Change>,
+}
+
+/// What became of [`Updates`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Updated {
+    /// They are made; what is told of each. `None`: what was told is no longer known.
+    Made(Option<Vec<Reply>>),
+    /// They were not made and will not be.
+    NotMade(QuorumNotMet),
+    /// They may have been made, or still be.
+    Unknown,
+    /// They were not made in this attempt. Whether in an earlier one, nobody knows any more.
+    TooOld,
+}
+
+/// What the driver has to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UpdateAction {
+    /// Ask all homes to promise [`UpdateOp::ballot`].
+    Promise,
+    /// Give all homes [`UpdateOp::proposal`].
+    Accept,
+    /// Others are at it as well, or homes did not answer. Wait a little, and begin again under a
+    /// ballot past this one: [`UpdateOp::begin`].
+    Again {
+        /// What the ballot must exceed.
+        past: Version,
+        /// About how long to wait.
+        pause: Duration,
+    },
+    /// All [`UpdateOp::outcomes`] are there.
+    Finished,
+}
+
+/// What a home says of a key when it promises.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Promise {
+    /// What it holds.
+    pub record: Option<Record>,
+    /// How that came to be.
+    pub lineage: Lineage,
+}
+
+/// What whoever made the last update knows: the state that a majority holds, which has promised a
+/// ballot already.
+#[derive(Debug, Clone)]
+pub struct Standing {
+    ballot: Version,
+    promise: Promise,
+}
+
+impl Standing {
+    /// The ballot that is promised.
+    #[must_use]
+    pub const fn ballot(&self) -> Version {
+        self.ballot
+    }
+}
+
+/// A result, to be taken by a majority.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Proposed {
+    /// The state; its version is the ballot.
+    pub record: Record,
+    /// How it came to be.
+    pub lineage: Lineage,
+    /// The ballot of what is likely to follow.
+    pub next: Option<Version>,
+}
+
+/// The rules that do not change while updates are made.
+#[derive(Debug, Clone, Copy)]
+pub struct UpdatePlan {
+    /// How many homes there are.
+    pub homes: usize,
+    /// How many of them are a majority.
+    pub need: u8,
+    /// The longest value that homes take.
+    pub value_bytes_max: usize,
+}
+
+/// Updates of one key under way.
+#[derive(Debug)]
+pub struct UpdateOp {
+    plan: UpdatePlan,
+    of: Vec<Updates>,
+    ballot: Version,
+    now: Millis,
+    phase: Phase,
+    /// What a ballot must exceed, as far as is known.
+    past: Version,
+    refusal: Option<Refusal>,
+    refused_for_good: usize,
+    rounds: u32,
+    /// A result that holds some of the updates was sent to homes.
+    has_proposed: bool,
+    most: u8,
+    outcomes: Vec<Updated>,
+    standing: Option<Standing>,
+}
+
+#[derive(Debug)]
+enum Phase {
+    Idle,
+    Asking(Replicas<Option<Told<Promise>>>),
+    Giving {
+        proposed: Proposed,
+        outcomes: Vec<Updated>,
+        taken: Replicas<Option<Told<bool>>>,
+    },
+    Done,
+}
+
+/// A home's answer.
+#[derive(Debug)]
+enum Told<T> {
+    Yes(T),
+    No,
+}
+
+impl Updated {
+    /// They were not even begun.
+    #[must_use]
+    pub const fn refused(refusal: Refusal) -> Self {
+        Self::NotMade(QuorumNotMet {
+            need: 1,
+            got: 0,
+            refusal: Some(refusal),
+        })
+    }
+}
+
+impl UpdateOp {
+    /// Updates of a key, those that came first first.
+    #[must_use]
+    pub const fn new(plan: UpdatePlan, of: Vec<Updates>) -> Self {
+        let none = Version {
+            hlc: HlcTime(0),
+            node: crate::model::NodeTag(0),
+        };
+        Self {
+            plan,
+            of,
+            ballot: none,
+            now: Millis(0),
+            phase: Phase::Idle,
+            past: none,
+            refusal: None,
+            refused_for_good: 0,
+            rounds: 0,
+            has_proposed: false,
+            most: 0,
+            outcomes: Vec::new(),
+            standing: None,
+        }
+    }
+
+    /// The ballot of the present round.
+    #[must_use]
+    pub const fn ballot(&self) -> Version {
+        self.ballot
+    }
+
+    /// What the homes are to take now.
+    #[must_use]
+    pub const fn proposal(&self) -> Option<&Proposed> {
+        match &self.phase {
+            Phase::Giving { proposed, .. } => Some(proposed),
+            _ => None,
+        }
+    }
+
+    /// Begins a round under a new ballot.
+    pub fn begin(&mut self, ballot: Version, now: Millis) -> UpdateAction {
+        debug_assert!(ballot > self.past, "a ballot exceeds those before");
+        (self.ballot, self.now) = (ballot, now);
+        self.rounds += 1;
+        self.refused_for_good = 0;
+        self.phase = Phase::Asking(none(self.plan.homes));
+        UpdateAction::Promise
+    }
+
+    /// Begins under a ballot that a majority has promised already.
+    pub fn begin_standing(
+        &mut self,
+        standing: Standing,
+        now: Millis,
+        next: impl FnOnce() -> Option<Version>,
+    ) -> UpdateAction {
+        let Standing { ballot, promise } = standing;
+        (self.ballot, self.now) = (ballot, now);
+        self.rounds += 1;
+        let (proposed, outcomes, is_changed) = self.make(promise);
+        if is_changed {
+            self.has_proposed = true;
+            return self.give(proposed, outcomes, next());
+        }
+        // What is told must be what a majority holds now.
+        self.again(Duration::ZERO)
+    }
+
+    /// A home has promised the ballot. `next`: the ballot of what is likely to follow.
+    pub fn on_promise(
+        &mut self,
+        replica: usize,
+        ballot: Version,
+        promise: Promise,
+        next: impl FnOnce() -> Option<Version>,
+    ) -> Option<UpdateAction> {
+        let Phase::Asking(told) = &mut self.phase else {
+            return None;
+        };
+        if ballot != self.ballot || told[replica].is_some() {
+            return None;
+        }
+        told[replica] = Some(Told::Yes(promise));
+        let promised = count_u8(&*told, |told| matches!(told, Some(Told::Yes(_))));
+        self.most = self.most.max(promised);
+        if promised < self.plan.need {
+            return self.settle();
+        }
+        let promises = std::mem::take(told)
+            .into_iter()
+            .filter_map(|told| match told {
+                Some(Told::Yes(promise)) => Some(promise),
+                Some(Told::No) | None => None,
+            });
+        let (newest, is_decided) = newest(promises, self.now);
+        let (proposed, outcomes, is_changed) = self.make(newest);
+        if !is_changed && is_decided {
+            self.outcomes = outcomes;
+            return Some(self.finish());
+        }
+        self.has_proposed |= is_changed;
+        Some(self.give(proposed, outcomes, next()))
+    }
+
+    /// A home has taken the result of this ballot; whether it promised the next one as well.
+    pub fn on_accepted(
+        &mut self,
+        replica: usize,
+        ballot: Version,
+        is_next_promised: bool,
+    ) -> Option<UpdateAction> {
+        let Phase::Giving { taken, .. } = &mut self.phase else {
+            return None;
+        };
+        if ballot != self.ballot || taken[replica].is_some() {
+            return None;
+        }
+        taken[replica] = Some(Told::Yes(is_next_promised));
+        let by = count_u8(&*taken, |told| matches!(told, Some(Told::Yes(_))));
+        self.most = self.most.max(by);
+        if by < self.plan.need {
+            return self.settle();
+        }
+        let promised = count_u8(&*taken, |told| matches!(told, Some(Told::Yes(true))));
+        if let Phase::Giving {
+            proposed, outcomes, ..
+        } = std::mem::replace(&mut self.phase, Phase::Done)
+        {
+            let next = proposed.next.filter(|_| promised >= self.plan.need);
+            self.standing = next.map(|ballot| Standing {
+                ballot,
+                promise: Promise {
+                    record: Some(proposed.record),
+                    lineage: proposed.lineage,
+                },
+            });
+            self.outcomes = outcomes;
+        }
+        Some(self.finish())
+    }
+
+    /// A home holds, or has promised, something newer than this ballot.
+    pub fn on_outbid(
+        &mut self,
+        replica: usize,
+        ballot: Version,
+        by: Version,
+    ) -> Option<UpdateAction> {
+        self.past = self.past.max(by);
+        self.on_no(replica, ballot)
+    }
+
+    /// A home did not do what it was asked, and will not.
+    pub fn on_failed(
+        &mut self,
+        replica: usize,
+        ballot: Version,
+        refusal: Option<Refusal>,
+    ) -> Option<UpdateAction> {
+        self.refusal = refusal.or(self.refusal);
+        let is_final = matches!(refusal, Some(Refusal::ClockDrift | Refusal::TooBig));
+        if is_final && ballot == self.ballot {
+            // Nor would it take the next one.
+            self.refused_for_good += 1;
+            let left = self.plan.homes.saturating_sub(self.refused_for_good);
+            if left < usize::from(self.plan.need) && !matches!(self.phase, Phase::Done) {
+                return Some(self.on_deadline());
+            }
+        }
+        self.on_no(replica, ballot)
+    }
+
+    /// The homes had time enough for this round.
+    pub fn on_slow(&mut self) -> Option<UpdateAction> {
+        match self.phase {
+            Phase::Asking(_) | Phase::Giving { .. } => Some(self.again(PAUSE_MIN)),
+            Phase::Idle | Phase::Done => None,
+        }
+    }
+
+    /// Time is up, or nothing more can come of it.
+    pub fn on_deadline(&mut self) -> UpdateAction {
+        if !matches!(self.phase, Phase::Done) {
+            let outcome = match self.has_proposed {
+                true => Updated::Unknown,
+                false => Updated::NotMade(QuorumNotMet {
+                    need: self.plan.need,
+                    got: self.most.min(self.plan.need.saturating_sub(1)),
+                    refusal: self.refusal,
+                }),
+            };
+            self.outcomes = vec![outcome; self.of.len()];
+        }
+        self.finish()
+    }
+
+    /// There is no ballot that homes would take.
+    pub fn on_hopeless(&mut self, refusal: Refusal) -> UpdateAction {
+        self.refusal = Some(refusal);
+        self.on_deadline()
+    }
+
+    /// What became of the updates, in their order.
+    #[must_use]
+    pub fn outcomes(self) -> (Vec<(Updates, Updated)>, Option<Standing>) {
+        let outcomes = self.of.into_iter().zip(self.outcomes);
+        (outcomes.collect(), self.standing)
+    }
+
+    /// How many rounds it took, or has taken so far.
+    #[must_use]
+    pub const fn rounds(&self) -> u32 {
+        self.rounds
+    }
+
+    fn on_no(&mut self, replica: usize, ballot: Version) -> Option<UpdateAction> {
+        if ballot != self.ballot {
+            return None;
+        }
+        match &mut self.phase {
+            Phase::Asking(told) if told[replica].is_none() => told[replica] = Some(Told::No),
+            Phase::Giving { taken, .. } if taken[replica].is_none() => {
+                taken[replica] = Some(Told::No);
+            }
+            _ => return None,
+        }
+        self.settle()
+    }
+
+    /// Whether a majority can still come together; if not, the round is over.
+    fn settle(&mut self) -> Option<UpdateAction> {
+        let no = match &self.phase {
+            Phase::Asking(told) => count_u8(told, |told| matches!(told, Some(Told::No))),
+            Phase::Giving { taken, .. } => count_u8(taken, |told| matches!(told, Some(Told::No))),
+            Phase::Idle | Phase::Done => return None,
+        };
+        let left = self.plan.homes.saturating_sub(usize::from(no));
+        (left < usize::from(self.plan.need)).then(|| self.again(PAUSE_MIN))
+    }
+
+    fn again(&mut self, pause: Duration) -> UpdateAction {
+        self.phase = Phase::Idle;
+        self.past = self.past.max(self.ballot);
+        let pause = pause * 2_u32.saturating_pow(self.rounds.min(DOUBLINGS_MAX));
+        UpdateAction::Again {
+            past: self.past,
+            pause,
+        }
+    }
+
+    fn finish(&mut self) -> UpdateAction {
+        self.phase = Phase::Done;
+        UpdateAction::Finished
+    }
+
+    fn give(
+        &mut self,
+        proposed: Proposed,
+        outcomes: Vec<Updated>,
+        next: Option<Version>,
+    ) -> UpdateAction {
+        self.phase = Phase::Giving {
+            proposed: Proposed { next, ..proposed },
+            outcomes,
+            taken: none(self.plan.homes),
+        };
+        UpdateAction::Accept
+    }
+
+    /// Makes the updates on a state.
+    fn make(&self, on: Promise) -> (Proposed, Vec<Updated>, bool) {
+        let Promise {
+            record,
+            mut lineage,
+        } = on;
+        let context = Context {
+            now: self.now,
+            value_bytes_max: self.plan.value_bytes_max,
+        };
+        let mut state = State::of(record.as_ref(), self.now);
+        let outcomes =
+            self.of
+                .iter()
+                .map(|updates| match lineage.verdict(updates.id, updates.begun) {
+                    Verdict::Made(replies) => Updated::Made(replies),
+                    Verdict::Unknown if self.has_proposed => Updated::Unknown,
+                    Verdict::Unknown => Updated::TooOld,
+                    Verdict::NotMade => {
+                        let was_changed = state.is_changed();
+                        state.set_changed(false);
+                        let changes = updates.changes.iter();
+                        let replies: Vec<Reply> = changes
+                            .map(|change| change.make(&mut state, context))
+                            .collect();
+                        if state.is_changed() {
+                            lineage.add(updates.id, self.ballot.hlc, &replies);
+                        }
+                        state.set_changed(state.is_changed() || was_changed);
+                        Updated::Made(Some(replies))
+                    }
+                });
+        let outcomes = outcomes.collect();
+        let is_changed = state.is_changed();
+        let proposed = Proposed {
+            record: state.record(self.ballot),
+            lineage,
+            next: None,
+        };
+        (proposed, outcomes, is_changed)
+    }
+}
+
+/// The newest of what homes hold, and whether that is decided: all of them hold it, and they are a
+/// majority.
+fn newest(promises: impl Iterator<Item = Promise>, now: Millis) -> (Promise, bool) {
+    let stamp = |promise: &Promise| promise.record.as_ref().map(Record::stamp);
+    let mut stamps: Replicas<Option<Stamp>> = Replicas::new();
+    let mut floor = HlcTime(0);
+    let newest = promises
+        .inspect(|promise| stamps.push(stamp(promise)))
+        .reduce(|a, b| {
+            // Of the same state, somebody may know more of how it came to be than the others.
+            let knows_more = b.lineage.knows_more_than(&a.lineage);
+            match stamp(&a).cmp(&stamp(&b)) {
+                std::cmp::Ordering::Less => b,
+                std::cmp::Ordering::Equal if stamp(&a).is_some() && knows_more => b,
+                std::cmp::Ordering::Equal if stamp(&a).is_none() => {
+                    floor = floor
+                        .max(a.lineage.known_from())
+                        .max(b.lineage.known_from());
+                    a
+                }
+                _ => a,
+            }
+        });
+    let Some(mut newest) = newest else {
+        let nothing = Promise {
+            record: None,
+            lineage: Lineage::default(),
+        };
+        return (nothing, false);
+    };
+    if newest.record.is_none() {
+        newest.lineage = Lineage::unknown_until(floor.max(newest.lineage.known_from()));
+    }
+    let held = stamp(&newest);
+    // What has ended cannot come back.
+    let is_over = newest
+        .record
+        .as_ref()
+        .is_some_and(|record| record.is_expired(now));
+    let is_decided = is_over || stamps.iter().all(|stamp| *stamp == held);
+    (newest, is_decided)
+}
+
+fn none<T>(homes: usize) -> Replicas<Option<T>> {
+    (0..homes).map(|_| None).collect()
+}
+
+/// Doubled with each round: those who are at it as well get out of step.
+const PAUSE_MIN: Duration = Duration::from_millis(1);
+const DOUBLINGS_MAX: u32 = 5;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,147 @@
+//! What this replica has promised to those who update a key by consensus, and how its value came to be.
+//!
+//! `CASPaxos` (Rystsov, 2018): whoever updates a key first has a majority promise to take nothing older
+//! than a ballot, then has a majority take the new state under it. A promise stands beside the
+//! record and ends with the first record that is newer: that one's own version keeps out what is older.
+//!
+//! The table is bounded. What is dropped from it, and records that are freed, leave a *floor*: the
+//! newest ballot of which nothing is known any more. No ballot up to the floor is promised or taken.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+
+use crate::model::{Millis, RecordRef, Stamp, Version};
+
+/// The promises of a group of partitions.
+#[derive(Debug, Default)]
+pub(super) struct Promises {
+    of_keys: BTreeMap<u64, Kept>,
+    floor: Version,
+}
+
+/// What is kept beside a key's record, by the hash of the key.
+#[derive(Debug, Default)]
+struct Kept {
+    /// Nothing older is taken.
+    promise: Option<Version>,
+    /// The version of the record that `lineage` is of.
+    version: Version,
+    lineage: Option<Box<[u8]>>,
+    /// When it was changed last, by the clock of versions.
+    changed: Millis,
+}
+
+impl Promises {
+    /// What a record of this key must exceed. Most groups have no promises: one look tells.
+    #[inline]
+    pub(super) fn of(&self, key_hash: u64) -> Option<Version> {
+        if self.of_keys.is_empty() {
+            return None;
+        }
+        self.of_keys.get(&key_hash).and_then(|kept| kept.promise)
+    }
+
+    /// The promise that keeps a record out, where this version is held. A newer end of the very value
+    /// that is held is no older value.
+    #[inline]
+    pub(super) fn keeps_out(
+        &self,
+        key_hash: u64,
+        record: RecordRef<'_>,
+        held: Option<Version>,
+    ) -> Option<Version> {
+        let ballot = self.of(key_hash)?;
+        let is_end = held == Some(record.version) && record.expiry.version >= ballot;
+        (record.version < ballot && !is_end).then_some(ballot)
+    }
+
+    /// No ballot up to this one is promised or taken.
+    pub(super) const fn floor(&self) -> Version {
+        self.floor
+    }
+
+    /// Something of this version is no longer known.
+    pub(super) fn forget(&mut self, version: Version) {
+        self.floor = self.floor.max(version);
+    }
+
+    /// Promises to take nothing older than `ballot`; `false` if there is no room for it.
+    pub(super) fn promise(&mut self, key_hash: u64, ballot: Version, now: Millis) -> bool {
+        if self.of_keys.len() >= KEPT_MAX && !self.of_keys.contains_key(&key_hash) {
+            self.make_room(now);
+            if self.of_keys.len() >= KEPT_MAX {
+                return false;
+            }
+        }
+        let kept = self.of_keys.entry(key_hash).or_default();
+        (kept.promise, kept.changed) = (Some(ballot), now);
+        true
+    }
+
+    /// A record with this stamp was taken: its versions keep out what a promise did, and what was noted
+    /// of an older one is of no use any more.
+    #[inline]
+    pub(super) fn on_taken(&mut self, key_hash: u64, stamp: Stamp) {
+        if self.of_keys.is_empty() {
+            return;
+        }
+        if let Entry::Occupied(mut occupied) = self.of_keys.entry(key_hash) {
+            let kept = occupied.get_mut();
+            kept.promise = kept.promise.filter(|promise| *promise > stamp.newest());
+            if kept.version < stamp.value {
+                kept.lineage = None;
+            }
+            if kept.promise.is_none() && kept.lineage.is_none() {
+                occupied.remove();
+            }
+        }
+    }
+
+    /// Notes how the record of this version came to be.
+    pub(super) fn note(&mut self, key_hash: u64, version: Version, lineage: &[u8], now: Millis) {
+        if self.of_keys.len() >= KEPT_MAX && !self.of_keys.contains_key(&key_hash) {
+            self.make_room(now);
+            if self.of_keys.len() >= KEPT_MAX {
+                // Whoever asks for it learns that it is not known.
+                return;
+            }
+        }
+        let kept = self.of_keys.entry(key_hash).or_default();
+        (kept.version, kept.changed) = (version, now);
+        kept.lineage = Some(lineage.into());
+    }
+
+    /// How the record of this version came to be, if that is known.
+    pub(super) fn lineage(&self, key_hash: u64, version: Version) -> Option<&[u8]> {
+        let kept = self.of_keys.get(&key_hash)?;
+        kept.lineage.as_deref().filter(|_| kept.version == version)
+    }
+
+    /// Drops what nobody needs any more: a lineage answers whoever tries an update again, a promise
+    /// keeps the way free for one that is under way.
+    fn make_room(&mut self, now: Millis) {
+        let floor = &mut self.floor;
+        let mut lineages_left = KEPT_MAX / 2;
+        self.of_keys.retain(|_, kept| {
+            let age_ms = now.0.saturating_sub(kept.changed.0);
+            match kept.promise {
+                Some(promise) if age_ms > PROMISE_MS => {
+                    *floor = (*floor).max(promise);
+                    false
+                }
+                Some(_) => true,
+                None => {
+                    lineages_left = lineages_left.saturating_sub(1);
+                    age_ms <= LINEAGE_MS && lineages_left > 0
+                }
+            }
+        });
+    }
+}
+
+/// Two hundred thousand in all groups together, some tens of megabytes.
+const KEPT_MAX: usize = 1_024;
+/// Longer than any update takes, whatever clocks it has met: see `update`.
+const PROMISE_MS: u64 = 30_000;
+/// Longer than anybody tries an update again.
+const LINEAGE_MS: u64 = 10_000;

@@ -1,0 +1,228 @@
+//! What commands make of a key: from what it holds to what it is to hold, and to a reply.
+//!
+//! Whoever updates a key by consensus runs this on the state that a majority holds. Knows nothing of
+//! replicas: the state, the time and the limits are handed in.
+
+mod apply;
+mod hash;
+mod number;
+mod reply;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::model::{Body, Kind, Millis, Record, Version};
+use crate::resp::{Command, Limits, Parsed, Parser};
+
+pub use apply::{WRONG_TYPE, apply, moment, ttl, usage};
+pub use hash::Fields;
+pub use reply::Reply;
+
+/// What a key holds, or is to hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Held {
+    /// The bytes.
+    pub value: Bytes,
+    /// How they are to be understood.
+    pub kind: Kind,
+    /// When it ends.
+    pub expires_at: Option<Millis>,
+}
+
+/// The state of a key while it is worked on.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct State {
+    held: Option<Held>,
+    /// The version of what was there at first.
+    version: Option<Version>,
+    is_changed: bool,
+}
+
+/// What an update is made under.
+#[derive(Debug, Clone, Copy)]
+pub struct Context {
+    /// The moment it is made at.
+    pub now: Millis,
+    /// The longest value that replicas take.
+    pub value_bytes_max: usize,
+}
+
+/// What is to be done to a key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Change {
+    /// Nothing: what is there is told.
+    #[serde(rename = "l")]
+    Look,
+    /// Write a value that ends then.
+    #[serde(rename = "s")]
+    Set(Bytes, Option<Millis>),
+    /// Delete.
+    #[serde(rename = "d")]
+    Delete,
+    /// Let the value end then.
+    #[serde(rename = "e")]
+    Expire(Option<Millis>),
+    /// Carry out a command, as a client has sent it.
+    #[serde(rename = "c")]
+    Command(Bytes),
+    /// Carry out commands if what the client has seen is still there, and nothing otherwise. `None`:
+    /// it has seen that there is nothing.
+    #[serde(rename = "t")]
+    Transaction(Option<Version>, Vec<Bytes>),
+}
+
+impl State {
+    /// What a record holds at a moment.
+    #[must_use]
+    pub fn of(record: Option<&Record>, now: Millis) -> Self {
+        let live = record.filter(|record| !record.is_expired(now));
+        let held = live.and_then(|record| match &record.body {
+            Body::Value(value) => Some(Held {
+                value: value.clone(),
+                kind: record.kind,
+                expires_at: record.expiry.at,
+            }),
+            Body::Tombstone => None,
+        });
+        Self {
+            version: held
+                .as_ref()
+                .and(record)
+                .map(|record| record.stamp().newest()),
+            held,
+            is_changed: false,
+        }
+    }
+
+    /// What it is now.
+    #[must_use]
+    pub const fn held(&self) -> Option<&Held> {
+        self.held.as_ref()
+    }
+
+    /// Whether it is to be written.
+    #[must_use]
+    pub const fn is_changed(&self) -> bool {
+        self.is_changed
+    }
+
+    /// The record of it, under this version.
+    #[must_use]
+    pub fn record(&self, version: Version) -> Record {
+        match &self.held {
+            Some(held) => Record {
+                kind: held.kind,
+                ..Record::value(version, held.expires_at, held.value.clone())
+            },
+            None => Record::tombstone(version),
+        }
+    }
+
+    /// Says so.
+    pub const fn set_changed(&mut self, is_changed: bool) {
+        self.is_changed = is_changed;
+    }
+
+    fn set(&mut self, held: Option<Held>) {
+        self.held = held;
+        self.is_changed = true;
+    }
+}
+
+impl Change {
+    /// Does it to a state. What is told of it.
+    pub fn make(&self, state: &mut State, context: Context) -> Reply {
+        match self {
+            Self::Look => Reply::Seen(state.held.as_ref().map(|held| {
+                let version = state.version.unwrap_or_default();
+                (held.value.clone(), held.kind, held.expires_at, version)
+            })),
+            Self::Set(value, expires_at) => {
+                state.set(Some(Held {
+                    value: value.clone(),
+                    kind: Kind::String,
+                    expires_at: *expires_at,
+                }));
+                Reply::Ok
+            }
+            Self::Delete => {
+                let was_there = state.held.is_some();
+                if was_there {
+                    state.set(None);
+                }
+                Reply::Integer(i64::from(was_there))
+            }
+            Self::Expire(at) => {
+                let Some(held) = &state.held else {
+                    return Reply::Array(vec![Reply::Integer(0), Reply::Integer(0)]);
+                };
+                let before = held.expires_at;
+                if before != *at {
+                    let held = Held {
+                        expires_at: *at,
+                        ..held.clone()
+                    };
+                    state.set(Some(held));
+                }
+                let had_end = i64::from(before.is_some());
+                Reply::Array(vec![Reply::Integer(1), Reply::Integer(had_end)])
+            }
+            Self::Command(request) => run(request, state, context),
+            Self::Transaction(seen, commands) => {
+                if state.version != *seen {
+                    return Reply::Nil;
+                }
+                let replies = commands.iter().map(|request| run(request, state, context));
+                Reply::Array(replies.collect())
+            }
+        }
+    }
+
+    /// About how many bytes it has.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let varied = match self {
+            Self::Look | Self::Delete | Self::Expire(_) => 0,
+            Self::Set(value, _) | Self::Command(value) => value.len(),
+            Self::Transaction(_, commands) => commands.iter().map(Bytes::len).sum(),
+        };
+        varied + OVERHEAD_BYTES
+    }
+}
+
+/// What a command, as a client has sent it, asks of what a key holds.
+#[must_use]
+pub fn tell(request: &[u8], held: Option<Held>, now: Millis) -> Reply {
+    let mut state = State {
+        held,
+        ..State::default()
+    };
+    let context = Context {
+        now,
+        value_bytes_max: usize::MAX,
+    };
+    run(request, &mut state, context)
+}
+
+/// Carries out a command as a client has sent it.
+fn run(request: &[u8], state: &mut State, context: Context) -> Reply {
+    // It was parsed at the door; what is said here is for nodes of other versions.
+    let mut parser = Parser::new(Limits {
+        value_bytes_max: request.len(),
+        request_bytes_max: request.len(),
+        args_max: request.len(),
+    });
+    let args = match parser.parse(request) {
+        Ok(Parsed::Request { .. }) => parser.args(request),
+        _ => return Reply::Error("ERR Protocol error: not a whole request".to_owned()),
+    };
+    match Command::parse(args) {
+        Ok(Command::Data(_, command)) => apply(command, state, context),
+        Ok(Command::Connection(..)) => {
+            Reply::Error("ERR this command cannot be part of an atomic update".to_owned())
+        }
+        Err(error) => Reply::Error(error.to_string()),
+    }
+}
+
+const OVERHEAD_BYTES: usize = 32;
