@@ -13,7 +13,7 @@ pub enum ExpiryArg {
 }
 
 /// What a number in a command counts.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Unit {
     pub(super) is_seconds: bool,
     pub(super) is_moment: bool,

@@ -266,10 +266,8 @@ fn set(args: Args<'_>) -> Parsed<'_> {
                 continue;
             }
             other => {
-                // One end only, and none where the old one is kept.
-                let unit = Unit::of_option(other).filter(|_| expiry.is_none() && !keeps);
-                let unit = unit.ok_or(CommandError::Syntax)?;
-                expiry = Some((unit, argument.ok_or(CommandError::Syntax)?));
+                let unit = Unit::of_option(other).filter(|_| !keeps);
+                expiry = Some(end(expiry, unit, argument)?);
                 number += 1;
                 continue;
             }
@@ -305,6 +303,20 @@ fn set(args: Args<'_>) -> Parsed<'_> {
     update(args, Update::Set(set))
 }
 
+/// The end that an option asks for: one only, but the same option may come again, as in Redis.
+fn end<'a>(
+    before: Option<(Unit, &'a [u8])>,
+    unit: Option<Unit>,
+    argument: Option<&'a [u8]>,
+) -> Result<(Unit, &'a [u8]), CommandError> {
+    let is_other = |unit: &Unit| before.is_some_and(|(before, _)| before != *unit);
+    let unit = unit.filter(|unit| !is_other(unit));
+    Ok((
+        unit.ok_or(CommandError::Syntax)?,
+        argument.ok_or(CommandError::Syntax)?,
+    ))
+}
+
 /// `SETNX key value`
 fn set_absent(args: Args<'_>) -> Parsed<'_> {
     let set = SetIf {
@@ -327,22 +339,29 @@ fn set_all_absent(args: Args<'_>) -> Parsed<'_> {
 
 /// `GETEX key [EX s | PX ms | EXAT s | PXAT ms | PERSIST]`
 fn get_expire(args: Args<'_>) -> Parsed<'_> {
-    let end = match (args.len(), args.get(2)) {
-        (0 | 1, _) => return Err(arity(CommandKind::GetEx)),
-        (2, _) => {
+    if args.len() < 2 {
+        return Err(arity(CommandKind::GetEx));
+    }
+    let (mut expiry, mut persists, mut number) = (None, false, 2);
+    while let Some(option) = args.get(number) {
+        if option.eq_ignore_ascii_case(b"persist") && expiry.is_none() {
+            persists = true;
+            number += 1;
+            continue;
+        }
+        let unit = Unit::of_option(&option.to_ascii_uppercase()).filter(|_| !persists);
+        expiry = Some(end(expiry, unit, args.get(number + 1))?);
+        number += 2;
+    }
+    let new_end = match expiry {
+        Some((unit, argument)) => NewEnd::At(unit.read(argument, "getex", true)?),
+        None if persists => NewEnd::Never,
+        None => {
             let key = key(args, 1)?;
             return Ok(DataCommand::Get { key });
         }
-        (3, Some(option)) if option.eq_ignore_ascii_case(b"persist") => NewEnd::Never,
-        (4, Some(option)) => {
-            let unit = Unit::of_option(&option.to_ascii_uppercase());
-            let unit = unit.ok_or(CommandError::Syntax)?;
-            let argument = args.get(3).unwrap_or_default();
-            NewEnd::At(unit.read(argument, "getex", true)?)
-        }
-        _ => return Err(CommandError::Syntax),
     };
-    update(args, Update::GetExpire(end))
+    update(args, Update::GetExpire(new_end))
 }
 
 /// `SETRANGE key offset value`

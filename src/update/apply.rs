@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 
 use bytes::{Bytes, BytesMut};
 
-use super::number::{Sum, add, is_number};
+use super::number::{Sum, add, is_finite};
 use super::{Context, Fields, Held, Reply, State};
 use crate::model::{Kind, Millis};
 use crate::resp::{
@@ -303,6 +303,13 @@ fn set_bit(state: &mut State, offset: u64, bit: bool, context: Context) -> Reply
 }
 
 fn hash_update(update: Update<'_>, state: &mut State, context: Context) -> Reply {
+    if let Update::HashAddDecimal(_, by) = update {
+        match is_finite(by) {
+            None => return Reply::Error(NO_FLOAT.to_owned()),
+            Some(false) => return Reply::Error(NOT_FINITE.to_owned()),
+            Some(true) => {}
+        }
+    }
     let mut fields = match fields(state) {
         Ok(fields) => fields.unwrap_or_default(),
         Err(error) => return error,
@@ -341,9 +348,6 @@ fn hash_update(update: Update<'_>, state: &mut State, context: Context) -> Reply
             Reply::Integer(sum)
         }
         Update::HashAddDecimal(field, by) => {
-            if !is_number(by) {
-                return Reply::Error(NO_FLOAT.to_owned());
-            }
             match add(fields.get(field).map_or(b"0", |held| &held[..]), by) {
                 Sum::Is(sum) => {
                     fields.set(field, sum.as_bytes());
@@ -504,6 +508,7 @@ const NO_INTEGER: &str = "ERR value is not an integer or out of range";
 const NO_HASH_INTEGER: &str = "ERR hash value is not an integer";
 const NO_FLOAT: &str = "ERR value is not a valid float";
 const NO_HASH_FLOAT: &str = "ERR hash value is not a float";
+const NOT_FINITE: &str = "ERR value is NaN or Infinity";
 const INFINITE: &str = "ERR increment would produce NaN or Infinity";
 const OVERFLOW: &str = "ERR increment or decrement would overflow";
 const SEVERAL_KEYS: &str = "ERR an atomic update has one key";

@@ -31,9 +31,9 @@ pub(super) fn add(held: &[u8], by: &[u8]) -> Sum {
     }
 }
 
-/// Whether it is a number that can be added.
-pub(super) fn is_number(text: &[u8]) -> bool {
-    Decimal::read(text).is_some()
+/// Whether a number is a finite one; `None`: it is no number.
+pub(super) fn is_finite(text: &[u8]) -> Option<bool> {
+    Decimal::read(text).map(|decimal| decimal.near.is_finite())
 }
 
 struct Decimal {
