@@ -5,6 +5,7 @@ use thiserror::Error;
 use super::connection::{self, ConnectionCommand};
 use super::expiry::Unit;
 use super::parts;
+use super::script::{self, Script};
 use super::update::{self, HashRead, Update};
 use super::{Args, CommandKind, ExpiryArg};
 use crate::model::{KeyError, LevelError, check_key};
@@ -103,6 +104,10 @@ pub enum DataCommand<'a> {
         /// What is to become of it.
         update: Update<'a>,
     },
+    /// `EVAL`
+    Script(Script<'a>),
+    /// `EVALSHA`: what stands for the program is its name.
+    NamedScript(Script<'a>),
     /// `HGET` and other reads of a hash.
     Hash {
         /// The key.
@@ -230,6 +235,15 @@ pub enum CommandError {
          when switching between policies at runtime LRU and LFU data will take some time to adjust."
     )]
     NoFrequency,
+    /// More keys than words.
+    #[error("ERR Number of keys can't be greater than number of args")]
+    TooManyKeys,
+    /// Fewer keys than none.
+    #[error("ERR Number of keys can't be negative")]
+    NegativeKeys,
+    /// `SCRIPT FLUSH` with something else than how.
+    #[error("ERR SCRIPT FLUSH only support SYNC|ASYNC option")]
+    ScriptFlush,
     /// A command of Redis that has no sense here.
     #[error("ERR {0} is not for Quorate: {1}")]
     Refused(&'static str, &'static str),
@@ -293,6 +307,7 @@ impl<'a> Command<'a> {
             K::GetRange | K::SubStr => parts::range(args, kind)?,
             K::GetBit => parts::bit(args, kind)?,
             K::BitCount => parts::count(args, kind)?,
+            K::Eval | K::EvalRo | K::EvalSha | K::EvalShaRo => script::eval(args, kind)?,
             K::Object if args.len() > 2 => parts::object(args)?,
             K::Memory if args.len() > 2 => parts::usage(args)?,
             _ => match update::parse(args, kind) {
@@ -309,6 +324,46 @@ impl<'a> Command<'a> {
         match self {
             Self::Data(kind, _) | Self::Connection(kind, _) => *kind,
         }
+    }
+}
+
+impl<'a> DataCommand<'a> {
+    /// The keys that it is about.
+    pub fn keys(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+        let (one, words, step) = match *self {
+            Self::Get { key }
+            | Self::Set { key, .. }
+            | Self::Expire { key, .. }
+            | Self::Persist { key }
+            | Self::Ttl { key, .. }
+            | Self::Type { key }
+            | Self::StrLen { key }
+            | Self::Part { key, .. }
+            | Self::Usage { key }
+            | Self::Update { key, .. }
+            | Self::Hash { key, .. } => (Some(key), None, 1),
+            Self::MGet { keys } | Self::Del { keys } | Self::Exists { keys } => {
+                (None, Some(keys.0), 1)
+            }
+            Self::MSet { pairs } => (None, Some(pairs.0), 2),
+            Self::Script(script) | Self::NamedScript(script) => (script.keys().next(), None, 1),
+        };
+        let several = words.into_iter().flat_map(Args::iter).step_by(step);
+        one.into_iter().chain(several)
+    }
+}
+
+impl CommandError {
+    /// No command has this name.
+    #[must_use]
+    pub const fn is_unknown(&self) -> bool {
+        matches!(self, Self::Unknown { .. })
+    }
+
+    /// It has too few or too many arguments.
+    #[must_use]
+    pub const fn is_arity(&self) -> bool {
+        matches!(self, Self::Arity(_))
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::command::{arity, lossy};
 use super::parser::integer;
+use super::script::{self, ScriptQuery};
 use super::{Args, CommandError, CommandKind};
 use crate::model::Level;
 
@@ -67,6 +68,10 @@ pub enum ConnectionCommand<'a> {
     Keys(KeysQuery<'a>),
     /// `SLOWLOG ...`
     SlowLog(SlowLogQuery),
+    /// `SCRIPT ...`
+    Script(ScriptQuery<'a>),
+    /// `FUNCTION FLUSH`
+    FunctionFlush,
     /// `OBJECT HELP`
     ObjectHelp,
     /// `MEMORY HELP`
@@ -225,6 +230,8 @@ pub(super) fn parse<'a>(
         (K::Object, 2) => help(args, "OBJECT", C::ObjectHelp),
         (K::Memory, 2) => help(args, "MEMORY", C::MemoryHelp),
         (K::Time, 1) => Ok(C::Time),
+        (K::Script, _) => script::query(args),
+        (K::Function, _) => script::functions(args),
         _ => Err(arity(kind)),
     }
 }

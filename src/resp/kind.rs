@@ -43,11 +43,16 @@ kinds! {
     DelIfEq "delifeq" b"DELIFEQ",
     Discard "discard" b"DISCARD",
     Echo "echo" b"ECHO",
+    Eval "eval" b"EVAL",
+    EvalRo "eval_ro" b"EVAL_RO",
+    EvalSha "evalsha" b"EVALSHA",
+    EvalShaRo "evalsha_ro" b"EVALSHA_RO",
     Exec "exec" b"EXEC",
     Exists "exists" b"EXISTS",
     Expire "expire" b"EXPIRE",
     ExpireAt "expireat" b"EXPIREAT",
     ExpireTime "expiretime" b"EXPIRETIME",
+    Function "function" b"FUNCTION",
     Get "get" b"GET",
     GetBit "getbit" b"GETBIT",
     GetDel "getdel" b"GETDEL",
@@ -92,6 +97,7 @@ kinds! {
     RandomKey "randomkey" b"RANDOMKEY",
     Reset "reset" b"RESET",
     Scan "scan" b"SCAN",
+    Script "script" b"SCRIPT",
     Select "select" b"SELECT",
     Set "set" b"SET",
     SetBit "setbit" b"SETBIT",
@@ -110,6 +116,13 @@ kinds! {
 }
 
 impl CommandKind {
+    /// Whether it may change what a key holds.
+    #[must_use]
+    pub fn is_write(self) -> bool {
+        let facts = super::command_facts(self.name().as_bytes());
+        facts.is_some_and(|facts| facts.flags.contains(&"write"))
+    }
+
     /// The command of a name in any case.
     pub(super) fn of(name: &[u8]) -> Option<Self> {
         let mut upper = [0; NAME_BYTES_MAX];

@@ -11,8 +11,12 @@ mod kind;
 mod parser;
 mod parts;
 mod reply;
+mod script;
 mod table;
 mod update;
+
+/// The version of Redis that clients are told: whose replies are those of this node.
+pub const REDIS_VERSION: &str = "7.2.4";
 
 #[cfg(test)]
 mod tests;
@@ -23,7 +27,8 @@ pub use decode::{Reply, ReplyError, decode};
 pub use expiry::ExpiryArg;
 pub use glob::matches;
 pub use kind::CommandKind;
-pub use parser::{Args, Limits, Parsed, Parser, ProtocolError, integer};
+pub use parser::{Args, Limits, Parsed, Parser, ProtocolError, integer, parse_words};
 pub use reply::{Encoder, Protocol};
+pub use script::{Script, ScriptQuery};
 pub use table::{CommandFacts, command_facts, commands};
 pub use update::{Condition, ExpireCondition, HashRead, NewEnd, SetIf, SetTells, Update};

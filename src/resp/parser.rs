@@ -5,7 +5,10 @@
 
 use std::ops::Range;
 
+use bytes::Bytes;
 use thiserror::Error;
+
+use super::{Command, CommandError};
 
 /// What a request may take.
 #[derive(Debug, Clone, Copy)]
@@ -355,6 +358,26 @@ impl<'a> Args<'a> {
             .iter()
             .map(move |range| &self.input[range.clone()])
     }
+}
+
+/// The command that these words are.
+pub fn parse_words<T>(
+    words: &[Bytes],
+    then: impl FnOnce(Result<Command<'_>, CommandError>) -> T,
+) -> T {
+    let mut input = Vec::with_capacity(words.iter().map(Bytes::len).sum());
+    let ranges: Vec<Range<usize>> = words
+        .iter()
+        .map(|word| {
+            let start = input.len();
+            input.extend_from_slice(word);
+            start..input.len()
+        })
+        .collect();
+    then(Command::parse(Args {
+        input: &input,
+        ranges: &ranges,
+    }))
 }
 
 /// The line that begins at `start`, without its end, and where the next one begins.

@@ -44,6 +44,7 @@ fn show(command: DataCommand<'_>) -> String {
         DataCommand::Ttl { key, form } => format!("{} {form:?}", text(key)),
         DataCommand::Part { key, part } => format!("{} {part:?}", text(key)),
         DataCommand::Usage { key } => text(key),
+        DataCommand::Script(script) | DataCommand::NamedScript(script) => format!("{script:?}"),
         DataCommand::Update { key, update } => format!("{} {update:?}", text(key)),
         DataCommand::Hash { key, read } => format!("{} {read:?}", text(key)),
     }

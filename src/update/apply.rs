@@ -8,8 +8,8 @@ use super::number::{Sum, add, is_finite};
 use super::{Context, Fields, Held, Reply, State};
 use crate::model::{Kind, Millis};
 use crate::resp::{
-    Condition, DataCommand, ExpireCondition, ExpiryArg, HashRead, NewEnd, Part, SetIf, SetTells,
-    TtlForm, Update, integer,
+    Condition, DataCommand, ExpireCondition, ExpiryArg, HashRead, NewEnd, Part, Script, SetIf,
+    SetTells, TtlForm, Update, integer,
 };
 
 /// Carries out a command of one key. What is told.
@@ -69,11 +69,24 @@ pub fn apply(command: DataCommand<'_>, state: &mut State, context: Context) -> R
             Some(held) => Reply::integer(usage(key.len(), held.value.len())),
         },
         DataCommand::Update { update, .. } => self::update(update, state, context),
+        DataCommand::Script(script) => run_script(script, state, context),
+        // Whoever is asked puts the program in its place.
+        DataCommand::NamedScript(_) => Reply::Error(NO_SCRIPT.to_owned()),
         DataCommand::Hash { read, .. } => match fields(state) {
             Ok(fields) => read_fields(&fields.unwrap_or_default(), read),
             Err(error) => error,
         },
     }
+}
+
+#[cfg(feature = "scripts")]
+fn run_script(script: Script<'_>, state: &mut State, context: Context) -> Reply {
+    super::script::run(script, state, context)
+}
+
+#[cfg(not(feature = "scripts"))]
+fn run_script(_: Script<'_>, _: &mut State, _: Context) -> Reply {
+    Reply::Error("ERR this node was built without scripts".to_owned())
 }
 
 /// What a key and its value of so many bytes take, about.
@@ -512,6 +525,7 @@ const NOT_FINITE: &str = "ERR value is NaN or Infinity";
 const INFINITE: &str = "ERR increment would produce NaN or Infinity";
 const OVERFLOW: &str = "ERR increment or decrement would overflow";
 const SEVERAL_KEYS: &str = "ERR an atomic update has one key";
+const NO_SCRIPT: &str = "NOSCRIPT No matching script. Please use EVAL.";
 const DAMAGED: &str = "ERR the hash is damaged";
 /// What a record takes beyond key and value, measured with a million of them.
 const RECORD_BYTES: usize = 80;

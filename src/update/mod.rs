@@ -5,8 +5,12 @@
 
 mod apply;
 mod hash;
+#[cfg(feature = "scripts")]
+mod json;
 mod number;
 mod reply;
+#[cfg(feature = "scripts")]
+mod script;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -188,6 +192,17 @@ impl Change {
         };
         varied + OVERHEAD_BYTES
     }
+}
+
+/// The name under which a script is known, 40 hexadecimal digits.
+#[must_use]
+pub fn script_name(source: &[u8]) -> String {
+    let digest = ring::digest::digest(&ring::digest::SHA1_FOR_LEGACY_USE_ONLY, source);
+    digest
+        .as_ref()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 /// What a command, as a client has sent it, asks of what a key holds.

@@ -15,6 +15,7 @@ use super::clients::Client;
 use super::keys;
 use super::levels::Door;
 use super::plan::{Counters, Plan, run_local};
+use super::replies;
 use super::session::{Login, Next, Queue, Session, Step};
 use super::slowlog::SlowEntry;
 use super::stats::Tally;
@@ -22,8 +23,10 @@ use super::{Config, Shared};
 use crate::model::{Level, Levels, Millis};
 use crate::node::coordinator::Local;
 use crate::resp::{
-    Command, CommandError, CommandKind, ConnectionCommand, Encoder, KeysQuery, Parsed, Parser,
+    Command, CommandError, CommandKind, ConnectionCommand, DataCommand, Encoder, KeysQuery, Limits,
+    Parsed, Parser, Script,
 };
+use crate::update;
 
 /// A connection's state between two reads.
 pub(super) struct Connection<'a> {
@@ -234,6 +237,18 @@ impl Executor<'_> {
     async fn run(&mut self, command: Command<'_>, request: &[u8]) -> Next {
         let kind = command.kind();
         match command {
+            Command::Data(kind, DataCommand::NamedScript(script)) => {
+                self.run_named(kind, script).await
+            }
+            Command::Data(_, DataCommand::Script(script)) if self.is_without_key(script) => {
+                self.flush().await;
+                let told = update::tell(request, None, self.now);
+                let is_ok = !matches!(told, update::Reply::Error(_));
+                self.shared.stats.count(kind, is_ok);
+                self.tally.add(kind, None);
+                replies::told(&told, &mut self.reply());
+                Next::Go
+            }
             Command::Data(_, command) => {
                 if self.plan.is_empty()
                     && let Some(local) = &self.local
@@ -269,6 +284,46 @@ impl Executor<'_> {
                     .perform(kind, command, shared, login, &mut self.output)
             }
         }
+    }
+
+    /// Runs a script by its name: as if the client had sent it whole.
+    async fn run_named(&mut self, kind: CommandKind, script: Script<'_>) -> Next {
+        let Some(source) = self.shared.scripts.get(script.source) else {
+            self.shared.stats.count(kind, false);
+            self.plan.push_error(NO_SCRIPT.to_owned());
+            return Next::Go;
+        };
+        let name: &[u8] = if script.is_read_only {
+            b"EVAL_RO"
+        } else {
+            b"EVAL"
+        };
+        let keys = script.keys().count().to_string();
+        let start = [name, &source, keys.as_bytes()];
+        let words: Vec<&[u8]> = start.into_iter().chain(script.words()).collect();
+        let request = whole_request(&words);
+        let mut parser = Parser::new(Limits {
+            value_bytes_max: request.len(),
+            request_bytes_max: request.len(),
+            args_max: request.len(),
+        });
+        if !matches!(parser.parse(&request), Ok(Parsed::Request { .. })) {
+            return Next::Go;
+        }
+        match Command::parse(parser.args(&request)) {
+            Ok(command) => Box::pin(self.run(command, &request)).await,
+            Err(error) => {
+                self.plan.push_error(error.to_string());
+                Next::Go
+            }
+        }
+    }
+
+    /// Whether a script has no key: then any node can run it at once. It is known by its name from now on.
+    fn is_without_key(&self, script: Script<'_>) -> bool {
+        let name = update::script_name(script.source);
+        self.shared.scripts.keep(&name, script.source);
+        script.keys().next().is_none()
     }
 
     /// The commands of a `MULTI`, in one ordered batch.
@@ -446,3 +501,16 @@ const fn level_of(kind: CommandKind, levels: Levels) -> Level {
 const READ_BYTES_MIN: usize = 2 * 1024;
 /// What a busy connection reads or writes at once and keeps for the next time.
 const BUFFER_BYTES_KEPT: usize = 64 * 1024;
+
+/// A request of these words, as a client would send it.
+fn whole_request(words: &[&[u8]]) -> Vec<u8> {
+    let mut request = format!("*{}\r\n", words.len()).into_bytes();
+    for word in words {
+        request.extend(format!("${}\r\n", word.len()).into_bytes());
+        request.extend_from_slice(word);
+        request.extend(b"\r\n");
+    }
+    request
+}
+
+const NO_SCRIPT: &str = "NOSCRIPT No matching script. Please use EVAL.";

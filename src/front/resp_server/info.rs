@@ -4,10 +4,7 @@ use std::fmt::Write as _;
 use std::sync::atomic::Ordering;
 
 use super::Shared;
-use crate::resp::{Args, CommandKind, matches};
-
-/// The Redis whose commands and replies this node has.
-pub(super) const REDIS_VERSION: &str = "7.2.4";
+use crate::resp::{Args, CommandKind, REDIS_VERSION, matches};
 
 /// The sections asked for; the default ones when none or `default` is; all when `all` or
 /// `everything` is.

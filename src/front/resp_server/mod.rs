@@ -12,6 +12,8 @@ mod levels;
 mod login;
 mod plan;
 mod replies;
+mod scripts;
+mod server;
 mod session;
 mod slowlog;
 mod stats;
@@ -39,6 +41,7 @@ use self::levels::Door;
 pub use self::levels::LevelRules;
 use self::login::Logins;
 pub use self::login::{Password, PasswordError};
+use self::scripts::Scripts;
 use self::slowlog::SlowLog;
 pub use self::slowlog::{SlowEntry, SlowRules};
 pub use self::stats::{BOUNDS_US, Latencies, RespStats};
@@ -144,6 +147,7 @@ struct Shared {
     facts: Arc<dyn NodeFacts>,
     stats: RespStats,
     clients: Clients,
+    scripts: Scripts,
 }
 
 impl RespServer {
@@ -185,6 +189,7 @@ impl RespServer {
             facts,
             stats: RespStats::default(),
             clients: Clients::default(),
+            scripts: Scripts::default(),
         });
         if let Some(listener) = tcp {
             env.tasks.spawn(Arc::clone(&shared).accept_tcp(listener));

@@ -185,6 +185,12 @@ impl Plan {
                 let request = self.copy(request);
                 self.step(key, Verb::Get, Shape::Ask(request))
             }
+            DataCommand::Script(script) | DataCommand::NamedScript(script) => {
+                // One without a key was carried out at once.
+                let key = script.keys().next().unwrap_or_default();
+                let request = self.copy(request);
+                self.step(key, Verb::Update { request }, Shape::Update)
+            }
             DataCommand::Update { key, .. } => {
                 let request = self.copy(request);
                 self.step(key, Verb::Update { request }, Shape::Update)
@@ -308,11 +314,12 @@ pub(super) fn run_local(
             let shape = Shape::Ask(0..request.len());
             encode((&[outcome], request), shape, now, stats, reply);
         }
+        DataCommand::Script(script) => {
+            let key = script.keys().next().unwrap_or_default();
+            return update_local(local, (key, request), now, stats, reply);
+        }
         DataCommand::Update { key, .. } => {
-            let request = Change::Command(Bytes::copy_from_slice(request));
-            let updated = local.update(key, &request);
-            let outcome = updated.map_or_else(refused, Outcome::Updated);
-            return encode((&[outcome], b""), Shape::Update, now, stats, reply).is_none();
+            return update_local(local, (key, request), now, stats, reply);
         }
         command => {
             let (outcomes, shape) = local_outcomes(local, command, now);
@@ -320,6 +327,19 @@ pub(super) fn run_local(
         }
     }
     true
+}
+
+fn update_local(
+    local: &Local<'_>,
+    (key, request): (&[u8], &[u8]),
+    now: Millis,
+    stats: &RespStats,
+    reply: &mut Encoder<'_>,
+) -> bool {
+    let change = Change::Command(Bytes::copy_from_slice(request));
+    let updated = local.update(key, &change);
+    let outcome = updated.map_or_else(refused, Outcome::Updated);
+    encode((&[outcome], b""), Shape::Update, now, stats, reply).is_none()
 }
 
 /// Encodes a value; hashes have none, and where `is_strict` that is an error.
@@ -389,6 +409,7 @@ fn local_outcomes(local: &Local<'_>, command: DataCommand<'_>, now: Millis) -> (
         DataCommand::Part { key, .. }
         | DataCommand::Hash { key, .. }
         | DataCommand::Update { key, .. } => (one(look(key)), Shape::Type),
+        DataCommand::Script(_) | DataCommand::NamedScript(_) => (one(look(b"")), Shape::Type),
         DataCommand::Usage { key } => (one(look(key)), Shape::Usage(key.len())),
     }
 }

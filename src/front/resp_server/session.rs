@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use super::clients::Client;
 use super::levels::{ConnectionLevels, Door};
-use super::{Config, Shared, command_info, info};
-use crate::model::{Level, Levels, Millis};
+use super::{Config, Shared, command_info, server};
+use crate::model::{Level, Levels};
 use crate::resp::{
     ClientCommand, Command, CommandError, CommandKind, ConnectionCommand, Encoder, Protocol,
-    SlowLogQuery,
+    REDIS_VERSION,
 };
 
 /// What the connection does after a command.
@@ -176,37 +176,12 @@ impl Session {
             }
             ConnectionCommand::Client(command) => self.about_client(&command, shared, &mut reply),
             ConnectionCommand::Command(query) => command_info::answer(query, &mut reply),
-            ConnectionCommand::Info { sections } => {
-                let wanted: Vec<&[u8]> = sections.iter().collect();
-                reply.verbatim(&info::text(shared, &wanted));
-            }
-            ConnectionCommand::ConfigGet { patterns } => {
-                let found = info::config(shared, patterns);
-                reply.map(found.len());
-                for (name, value) in found {
-                    reply.bulk(name.as_bytes());
-                    reply.bulk(value.as_bytes());
-                }
-            }
-            // Every write was acknowledged by w replicas before its reply was sent.
-            ConnectionCommand::Wait { .. } => {
-                let w = shared.coordinator.config().quorum.w();
-                reply.integer(i64::from(w) - 1);
-            }
-            ConnectionCommand::DbSize => {
-                reply.integer(i64::try_from(shared.facts.ring_keys()).unwrap_or(i64::MAX));
-            }
             ConnectionCommand::Level { read, write } => self.level(read, write, &mut reply),
             ConnectionCommand::Last => {
                 reply.map(1);
                 reply.bulk(b"sloppy_writes");
                 reply.integer(i64::try_from(self.sloppy_writes).unwrap_or(i64::MAX));
             }
-            ConnectionCommand::QuorateHelp => lines(QUORATE_HELP, &mut reply),
-            ConnectionCommand::Time => time(now, &mut reply),
-            ConnectionCommand::SlowLog(query) => slow_log(query, shared, &mut reply),
-            ConnectionCommand::ObjectHelp => lines(OBJECT_HELP, &mut reply),
-            ConnectionCommand::MemoryHelp => lines(MEMORY_HELP, &mut reply),
             // Decided before: none of these comes here.
             ConnectionCommand::Keys(_)
             | ConnectionCommand::Multi
@@ -214,6 +189,7 @@ impl Session {
             | ConnectionCommand::Discard => {
                 reply.error("ERR MULTI calls can not be nested");
             }
+            command => server::answer(command, shared, now, &mut reply),
         }
         Next::Go
     }
@@ -290,7 +266,7 @@ impl Session {
         self.client.set_protocol(self.protocol);
         let mut reply = Encoder::new(output, self.protocol);
         reply.map(7);
-        for (field, value) in [("server", "redis"), ("version", info::REDIS_VERSION)] {
+        for (field, value) in [("server", "redis"), ("version", REDIS_VERSION)] {
             reply.bulk(field.as_bytes());
             reply.bulk(value.as_bytes());
         }
@@ -341,7 +317,7 @@ impl Session {
             // Nothing is evicted for a connection's memory, and no command changes idle times.
             ClientCommand::NoEvict(_) | ClientCommand::NoTouch(_) => reply.simple("OK"),
             ClientCommand::Help => {
-                lines(CLIENT_HELP, reply);
+                server::lines(CLIENT_HELP, reply);
             }
         }
     }
@@ -358,50 +334,6 @@ fn is_open_to_all(command: &Command<'_>) -> bool {
                 | ConnectionCommand::Reset
         )
     )
-}
-
-fn lines(lines: &[&str], reply: &mut Encoder<'_>) {
-    reply.array(lines.len());
-    lines.iter().for_each(|line| reply.simple(line));
-}
-
-/// As Redis has it: id, time, microseconds, the words of the command, the client and its name.
-fn slow_log(query: SlowLogQuery, shared: &Shared, reply: &mut Encoder<'_>) {
-    match query {
-        SlowLogQuery::Get(count) => {
-            let entries = shared.slow.newest(count.unwrap_or(usize::MAX));
-            reply.array(entries.len());
-            for entry in entries {
-                let number = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
-                reply.array(6);
-                reply.integer(number(entry.id));
-                reply.integer(number(entry.at_ms / 1_000));
-                reply.integer(number(entry.took_us));
-                let words = [Some(entry.commands), entry.key, entry.error];
-                let words: Vec<String> = words.into_iter().flatten().collect();
-                reply.array(words.len());
-                words.iter().for_each(|word| reply.bulk(word.as_bytes()));
-                reply.bulk(entry.client.as_bytes());
-                reply.bulk(b"");
-            }
-        }
-        SlowLogQuery::Len => {
-            let count = shared.slow.newest(usize::MAX).len();
-            reply.integer(i64::try_from(count).unwrap_or(i64::MAX));
-        }
-        SlowLogQuery::Reset => {
-            shared.slow.clear();
-            reply.simple("OK");
-        }
-        SlowLogQuery::Help => lines(SLOWLOG_HELP, reply),
-    }
-}
-
-fn time(now: Millis, reply: &mut Encoder<'_>) {
-    let micros = now.0 % 1_000 * 1_000;
-    reply.array(2);
-    reply.bulk((now.0 / 1_000).to_string().as_bytes());
-    reply.bulk(micros.to_string().as_bytes());
 }
 
 /// What came of a password that a client gave.
@@ -422,55 +354,6 @@ const HELLO_WITHOUT_AUTH: &str = "NOAUTH HELLO must be called with the client al
     authenticated, otherwise the HELLO <proto> AUTH <user> <pass> option can be used to \
     authenticate the client and select the RESP protocol version at the same time";
 const BAD_NAME: &str = "ERR Client names cannot contain spaces, newlines or special characters.";
-const QUORATE_HELP: &[&str] = &[
-    "QUORATE <subcommand> [<arg> [value] [opt] ...]. Subcommands are:",
-    "LEVEL [READ level] [WRITE level]",
-    "    Show or set how consistent this connection's requests are. A level is one of",
-    "    one, quorum, all, local_quorum, linearizable. RESET goes back to the default.",
-    "LAST",
-    "    Tell how many writes of this connection's last requests (those sent in one go) were",
-    "    acknowledged with the help of stand-ins, because home nodes were away.",
-    "HELP",
-    "    Print this help.",
-];
-const SLOWLOG_HELP: &[&str] = &[
-    "SLOWLOG <subcommand> [<arg> [value] [opt] ...]. Subcommands are:",
-    "GET [<count>]",
-    "    Return top <count> entries from the slowlog (default: 10, -1 mean all).",
-    "    Entries are made of:",
-    "    id, timestamp, time in microseconds, arguments array, client IP and port,",
-    "    client name",
-    "LEN",
-    "    Return the length of the slowlog.",
-    "RESET",
-    "    Reset the slowlog.",
-    "HELP",
-    "    Prints this help.",
-];
-const OBJECT_HELP: &[&str] = &[
-    "OBJECT <subcommand> [<arg> [value] [opt] ...]. Subcommands are:",
-    "ENCODING <key>",
-    "    Return the kind of internal representation used in order to store the value",
-    "    associated with a <key>.",
-    "FREQ <key>",
-    "    Return the access frequency index of the <key>. The returned integer is",
-    "    proportional to the logarithm of the recent access frequency of the key.",
-    "IDLETIME <key>",
-    "    Return the idle time of the <key>, that is the approximated number of",
-    "    seconds elapsed since the last access to the key.",
-    "REFCOUNT <key>",
-    "    Return the number of references of the value associated with the specified",
-    "    <key>.",
-    "HELP",
-    "    Prints this help.",
-];
-const MEMORY_HELP: &[&str] = &[
-    "MEMORY <subcommand> [<arg> [value] [opt] ...]. Subcommands are:",
-    "USAGE <key> [SAMPLES <count>]",
-    "    Return memory in bytes used by <key> and its value.",
-    "HELP",
-    "    Prints this help.",
-];
 const CLIENT_HELP: &[&str] = &[
     "CLIENT <subcommand> [<arg> [value] [opt] ...]. Subcommands are:",
     "GETNAME",

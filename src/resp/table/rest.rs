@@ -484,6 +484,19 @@ pub(super) const FACTS: &[CommandFacts] = &[
         ],
     ),
     facts(
+        "script",
+        -2,
+        &[],
+        (0, 0, 0),
+        &["@slow"],
+        [
+            "Keeps scripts, and tells of them.",
+            "2.6.0",
+            "scripting",
+            "Depends on subcommand.",
+        ],
+    ),
+    facts(
         "select",
         2,
         &["loading", "stale", "fast"],
