@@ -2,6 +2,7 @@
 
 pub mod admin;
 pub mod certificates;
+pub mod channels;
 pub mod doctor;
 pub mod http;
 pub mod metrics;

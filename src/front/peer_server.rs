@@ -7,9 +7,10 @@ use bytes::Bytes;
 use serde_bytes::Bytes as ByteSlice;
 use tokio::sync::{oneshot, watch};
 
+use super::channels::Channels;
 use crate::env::Clock;
 use crate::model::{
-    HashedKey, KeyHasher, Millis, PartitionId, RecordRef, Summary, Version, check_key,
+    Database, HashedKey, KeyHasher, Millis, PartitionId, RecordRef, Summary, Version, check_key,
 };
 use crate::net::{LateResponse, PeerService};
 use crate::node::anti_entropy::Responder;
@@ -50,6 +51,7 @@ pub struct PeerServer {
     view: watch::Receiver<Arc<View>>,
     member_table: MemberTableSource,
     proposer: OnceLock<Proposer>,
+    channels: OnceLock<Arc<Channels>>,
 }
 
 impl PeerServer {
@@ -78,6 +80,7 @@ impl PeerServer {
             view,
             member_table,
             proposer: OnceLock::new(),
+            channels: OnceLock::new(),
         }
     }
 
@@ -133,7 +136,9 @@ impl PeerServer {
                 return false;
             }
             Operation::HintedSummary(key) => {
-                encode(&Answer::Summary(self.handoff.summary(key)), out);
+                let held = self.handoff.summary(key);
+                let held = held.filter(|held| !self.replica.is_flushed(key, held.stamp));
+                encode(&Answer::Summary(held), out);
                 return false;
             }
             Operation::Members => {
@@ -147,11 +152,32 @@ impl PeerServer {
             | Operation::Symbols(..)
             | Operation::States(..)
             | Operation::Fetch(..) => self.compare(operation, room, out),
+            Operation::Publish(channel, message) => {
+                let heard = self.channels.get().map_or(0, |channels| {
+                    let channel = Bytes::copy_from_slice(channel);
+                    channels.publish(&channel, &Bytes::copy_from_slice(message))
+                });
+                encode(
+                    &Answer::Heard(u32::try_from(heard).unwrap_or(u32::MAX)),
+                    out,
+                );
+            }
+            Operation::Flush(database, up_to) => {
+                let database = Database::try_from(i64::from(database));
+                let flushed = database.map_err(|_none| Refusal::OtherRing);
+                let flushed = flushed
+                    .and_then(|database| self.replica.flush(database, from_wire(up_to), wall));
+                let flushed = flushed.map_or_else(Answer::Refused, |_| Answer::Flushed);
+                encode(&flushed, out);
+            }
             Operation::Promise(..) | Operation::Accept(..) => {
                 self.decide(operation, wall, room, out);
             }
             // They wait for the disk, or for other homes: see `serve`.
-            Operation::Hint(..) | Operation::HintExpiry(..) | Operation::Update(..) => {
+            Operation::Hint(..)
+            | Operation::HintExpiry(..)
+            | Operation::Update(..)
+            | Operation::Count(_) => {
                 encode(&Answer::Refused(Refusal::Busy), out);
             }
         }
@@ -292,6 +318,27 @@ impl PeerServer {
         }))
     }
 
+    /// Counts what is held of a database. That takes a while: others overtake it.
+    fn count(&self, database: u8, header: ResponseHeader) -> LateResponse {
+        let replica = Arc::clone(&self.replica);
+        let wall = self.clock.wall();
+        Box::pin(async move {
+            let mut out = Vec::new();
+            let frame = ResponseFrame::start(&header, &mut out);
+            let mut counts = Vec::new();
+            if let Ok(database) = Database::try_from(i64::from(database)) {
+                for (partition, count) in replica.count_live(database, wall).await {
+                    if replica.is_sure(partition) {
+                        encode(&(partition, count), &mut counts);
+                    }
+                }
+            }
+            encode(&Answer::Counts(ByteSlice::new(&counts)), &mut out);
+            frame.finish(true, &mut out);
+            out
+        })
+    }
+
     fn submit(
         &self,
         key: &[u8],
@@ -319,6 +366,12 @@ impl PeerServer {
         let _set = self.proposer.set(proposer);
     }
 
+    /// Gives messages to those who listen here from now on.
+    pub fn set_channels(&self, channels: Arc<Channels>) {
+        // The first ones stay.
+        let _set = self.channels.set(channels);
+    }
+
     /// Changes an expiry; whether the answer is sure.
     fn expire(&self, key: &[u8], expiry: WireExpiry, wall: Millis, out: &mut Vec<u8>) -> bool {
         let key = self.key(key);
@@ -341,13 +394,16 @@ impl PeerServer {
 
     /// The newest hint for a key, as [`Self::read`] gives a record.
     fn hinted(&self, key: &[u8], room: usize, out: &mut Vec<u8>) {
-        self.handoff.read(key, |record| match record {
-            Some(record) if room == 0 => {
-                encode(&Answer::Summary(Some(Summary::of(record.into()))), out);
-            }
-            record => {
-                let record = record.map(|record| RecordRef::from(record).into());
-                encode(&Answer::Record(record), out);
+        let is_flushed = |stamp| self.replica.is_flushed(key, stamp);
+        self.handoff.read(key, |record| {
+            match record.filter(|record| !is_flushed(record.stamp())) {
+                Some(record) if room == 0 => {
+                    encode(&Answer::Summary(Some(Summary::of(record.into()))), out);
+                }
+                record => {
+                    let record = record.map(|record| RecordRef::from(record).into());
+                    encode(&Answer::Record(record), out);
+                }
             }
         });
     }
@@ -457,6 +513,12 @@ impl PeerService for PeerServer {
             if is_hint && number == 0 {
                 started.cancel(out);
                 return self.keep(frame, header).map(Some);
+            }
+            if let Operation::Count(database) = operation
+                && count == 1
+            {
+                started.cancel(out);
+                return Ok(Some(self.count(database, header)));
             }
             if matches!(operation, Operation::Update(..)) && number == 0 {
                 started.cancel(out);

@@ -2,6 +2,7 @@
 //!
 //! Everything here is a value with laws. Knows nothing of rings, sockets, clocks or threads.
 
+mod database;
 mod hash;
 mod hlc;
 mod key;
@@ -10,6 +11,7 @@ mod node;
 mod quorum;
 mod record;
 
+pub use database::{Database, NoDatabase};
 pub use hash::{Digest, HashedKey, KeyHasher, PartitionId};
 pub use hlc::{ClockDrift, Epoch, Hlc, HlcTime, Millis};
 pub use key::{KEY_BYTES_MAX, KeyError, check_key};

@@ -10,8 +10,8 @@ use tracing::{debug, warn};
 
 use super::peer_clocks::PeerClocks;
 use crate::model::{
-    ClockDrift, Expiry, HashedKey, Hlc, HlcTime, Millis, NodeTag, PartitionId, Prior, RecordRef,
-    Stamp, Summary, Version,
+    ClockDrift, Database, Expiry, HashedKey, Hlc, HlcTime, Millis, NodeTag, PartitionId, Prior,
+    RecordRef, Stamp, Summary, Version,
 };
 use crate::ring::Partitions;
 use crate::store::{Accepted, Applied, ExpiryChange, Promised, Proposal, Store};
@@ -28,6 +28,8 @@ pub struct Replica {
     drift_refusals: AtomicU64,
     /// Something that was held is lost.
     lost: Notify,
+    /// A database was emptied.
+    flushed: Notify,
 }
 
 /// Of which partitions a replica holds all that it ever acknowledged.
@@ -112,6 +114,7 @@ impl Replica {
             peer_clocks: PeerClocks::default(),
             drift_refusals: AtomicU64::new(0),
             lost: Notify::new(),
+            flushed: Notify::new(),
         }
     }
 
@@ -238,6 +241,52 @@ impl Replica {
         self.admit(record, wall)?;
         let now = self.now(wall).millis();
         Ok(self.store.replace(key, held, record, now))
+    }
+
+    /// Empties a database of all that was written up to a version; what it held is freed in the
+    /// background. Whether that is news.
+    pub fn flush(&self, database: Database, up_to: Version, wall: Millis) -> Result<bool, Refusal> {
+        self.observe(Stamp::fresh(up_to), wall)?;
+        let is_news = self.store.flush(database, up_to);
+        if is_news {
+            self.flushed.notify_one();
+        }
+        Ok(is_news)
+    }
+
+    /// Up to which version each database was emptied.
+    #[must_use]
+    pub fn flushes(&self) -> [Version; Database::COUNT] {
+        self.store.flushes()
+    }
+
+    /// Whether a state of this key was emptied out.
+    #[must_use]
+    pub fn is_flushed(&self, key: &[u8], stamp: Stamp) -> bool {
+        self.store.is_flushed(key, stamp)
+    }
+
+    /// Frees what was emptied out, whenever something was, for as long as it is run.
+    pub async fn free_flushed(self: Arc<Self>) {
+        loop {
+            self.flushed.notified().await;
+            for group in 0..self.store.groups() {
+                self.store.free_flushed(group);
+                // Requests come first.
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+
+    /// How many live values it holds of a database, by partition.
+    pub async fn count_live(&self, database: Database, wall: Millis) -> Vec<(PartitionId, u32)> {
+        let now = self.now(wall).millis();
+        let mut counts = Vec::new();
+        for group in 0..self.store.groups() {
+            counts.extend(self.store.count_live(group, database, now));
+            tokio::task::yield_now().await;
+        }
+        counts
     }
 
     /// Promises to take nothing older than `ballot` for a key, and shows what is held of it, how that

@@ -12,7 +12,7 @@ use super::handoff::{Handoff, HintsReport};
 use super::membership::{Load, Membership, Shared};
 use super::replica::Replica;
 use crate::env::Env;
-use crate::model::{KeyHasher, Millis, NodeId, PartitionId};
+use crate::model::{Database, HlcTime, KeyHasher, Millis, NodeId, NodeTag, PartitionId, Version};
 use crate::net::{Endpoint, days_left, utc_text};
 use crate::store::Store;
 
@@ -155,7 +155,31 @@ impl NodeStatus {
             ring: self.coordinator.view().version(),
             certificate_until: Some(self.endpoint.credentials().not_after()),
             settings: self.settings,
+            flushes: self.flushes(),
             is_stopping: false,
+        }
+    }
+
+    /// Up to which version databases were emptied.
+    fn flushes(&self) -> Vec<(u8, u64, u64)> {
+        let of = self.replica.flushes().into_iter().zip(0..);
+        let of = of.filter(|(version, _)| *version > Version::default());
+        of.map(|(version, number)| (number, version.hlc.0, version.node.0))
+            .collect()
+    }
+
+    /// Empties databases that others have emptied.
+    pub fn follow_flushes(&self, of_peer: &[(u8, u64, u64)]) {
+        let wall = self.env.clock.wall();
+        for &(number, hlc, node) in of_peer {
+            let up_to = Version {
+                hlc: HlcTime(hlc),
+                node: NodeTag(node),
+            };
+            if let Ok(database) = Database::try_from(i64::from(number)) {
+                // A clock that is not to be believed empties nothing.
+                let _refused = self.replica.flush(database, up_to, wall);
+            }
         }
     }
 

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 
 use super::QuorumNotMet;
-use crate::model::{Millis, PartitionId, Summary};
+use crate::model::{Kind, Millis, PartitionId, Summary};
 
 /// What one home holds of a partition, from some key hash on.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -39,8 +39,8 @@ pub struct KeysTold {
 /// The live keys of a partition.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct MergedKeys {
-    /// In the order of their hashes.
-    pub keys: Vec<Bytes>,
+    /// In the order of their hashes, each with the kind of its value.
+    pub keys: Vec<(Bytes, Kind)>,
     /// Up to which hash they are known; `None`: to the end.
     pub until: Option<u64>,
 }
@@ -112,7 +112,9 @@ impl KeysTold {
         }
         let live = newest.into_iter().filter(|(_, held)| held.is_live(now));
         MergedKeys {
-            keys: live.map(|((_, key), _)| key.clone()).collect(),
+            keys: live
+                .map(|((_, key), held)| (key.clone(), held.kind))
+                .collect(),
             until,
         }
     }

@@ -244,6 +244,9 @@ pub enum CommandError {
     /// `SCRIPT FLUSH` with something else than how.
     #[error("ERR SCRIPT FLUSH only support SYNC|ASYNC option")]
     ScriptFlush,
+    /// `CLIENT KILL` of a number that is none.
+    #[error("ERR client-id should be greater than 0")]
+    ClientId,
     /// A command of Redis that has no sense here.
     #[error("ERR {0} is not for Quorate: {1}")]
     Refused(&'static str, &'static str),

@@ -3,7 +3,8 @@
 use super::command::{arity, lossy};
 use super::parser::integer;
 use super::script::{self, ScriptQuery};
-use super::{Args, CommandError, CommandKind};
+use super::server::{self, ChannelQuery, KillFilter, LatencyQuery, Replies};
+use super::{Args, CommandError, CommandKind, Keys};
 use crate::model::Level;
 
 /// A command about the connection or the server.
@@ -70,6 +71,53 @@ pub enum ConnectionCommand<'a> {
     SlowLog(SlowLogQuery),
     /// `SCRIPT ...`
     Script(ScriptQuery<'a>),
+    /// `WATCH` of a key
+    Watch(&'a [u8]),
+    /// `UNWATCH`
+    Unwatch,
+    /// `FLUSHDB`; `true`: `FLUSHALL`
+    Flush(bool),
+    /// `RENAME`, `RENAMENX`
+    Rename {
+        /// The key as it is.
+        from: &'a [u8],
+        /// The key as it is to be.
+        to: &'a [u8],
+        /// Only if there is none.
+        if_absent: bool,
+    },
+    /// `COPY`
+    Copy {
+        /// The key.
+        from: &'a [u8],
+        /// The other one.
+        to: &'a [u8],
+        /// In another database.
+        database: Option<i64>,
+        /// Also if there is one.
+        replaces: bool,
+    },
+    /// `PUBLISH`: the channel and the message.
+    Publish(&'a [u8], &'a [u8]),
+    /// `SUBSCRIBE`; `true`: `PSUBSCRIBE`
+    Subscribe(Keys<'a>, bool),
+    /// `UNSUBSCRIBE`; `true`: `PUNSUBSCRIBE`
+    Unsubscribe(Args<'a>, bool),
+    /// `PUBSUB ...`
+    Channels(ChannelQuery<'a>),
+    /// `LATENCY ...`
+    Latency(LatencyQuery),
+    /// `MONITOR`
+    Monitor,
+    /// `CONFIG SET`
+    ConfigSet {
+        /// Names and values.
+        pairs: Args<'a>,
+    },
+    /// `CONFIG RESETSTAT`
+    ConfigResetStat,
+    /// `CONFIG HELP`
+    ConfigHelp,
     /// `FUNCTION FLUSH`
     FunctionFlush,
     /// `OBJECT HELP`
@@ -115,6 +163,16 @@ pub enum ClientCommand<'a> {
     NoEvict(bool),
     /// `CLIENT NO-TOUCH`
     NoTouch(bool),
+    /// `CLIENT KILL`
+    Kill(KillFilter<'a>),
+    /// `CLIENT PAUSE`, in milliseconds
+    Pause(u64),
+    /// `CLIENT UNPAUSE`
+    Unpause,
+    /// `CLIENT UNBLOCK`: nobody ever is.
+    Unblock,
+    /// `CLIENT REPLY`
+    Reply(Replies),
     /// `CLIENT HELP`
     Help,
 }
@@ -130,8 +188,8 @@ pub enum KeysQuery<'a> {
         count: usize,
         /// Only those that match.
         pattern: Option<&'a [u8]>,
-        /// Only those whose values are of a type that there is.
-        is_known_type: bool,
+        /// Only those whose values are of this type.
+        kind: Option<&'a [u8]>,
     },
     /// `KEYS`: all that match.
     All {
@@ -232,7 +290,7 @@ pub(super) fn parse<'a>(
         (K::Time, 1) => Ok(C::Time),
         (K::Script, _) => script::query(args),
         (K::Function, _) => script::functions(args),
-        _ => Err(arity(kind)),
+        _ => server::parse(args, kind).unwrap_or_else(|| Err(arity(kind))),
     }
 }
 
@@ -321,9 +379,11 @@ fn client(args: Args<'_>) -> Result<ClientCommand<'_>, CommandError> {
             | b"HELP",
             _,
         ) => Err(sub_arity("client", name)),
-        _ => Err(CommandError::UnknownSubcommand {
-            command: "CLIENT",
-            name: lossy(name),
+        _ => server::client(args).unwrap_or_else(|| {
+            Err(CommandError::UnknownSubcommand {
+                command: "CLIENT",
+                name: lossy(name),
+            })
         }),
     }
 }
@@ -360,7 +420,7 @@ fn scan(args: Args<'_>) -> Result<KeysQuery<'_>, CommandError> {
     let cursor = cursor.ok().filter(|text| !text.starts_with('+'));
     let cursor = cursor.and_then(|text| text.parse().ok());
     let cursor = cursor.ok_or(CommandError::Cursor)?;
-    let (mut count, mut pattern, mut is_known_type) = (SCAN_COUNT, None, true);
+    let (mut count, mut pattern, mut kind) = (SCAN_COUNT, None, None);
     let mut number = 2;
     while let Some(option) = args.get(number) {
         let value = args.get(number + 1).ok_or(CommandError::Syntax)?;
@@ -373,7 +433,7 @@ fn scan(args: Args<'_>) -> Result<KeysQuery<'_>, CommandError> {
             }
             count = usize::try_from(given).unwrap_or(usize::MAX);
         } else if option.eq_ignore_ascii_case(b"type") {
-            is_known_type = value.eq_ignore_ascii_case(b"string");
+            kind = Some(value);
         } else {
             return Err(CommandError::Syntax);
         }
@@ -383,7 +443,7 @@ fn scan(args: Args<'_>) -> Result<KeysQuery<'_>, CommandError> {
         cursor,
         count: count.min(SCAN_COUNT_MAX),
         pattern,
-        is_known_type,
+        kind,
     })
 }
 
@@ -437,20 +497,25 @@ fn query(args: Args<'_>) -> Result<CommandQuery<'_>, CommandError> {
 
 fn config(args: Args<'_>) -> Result<ConnectionCommand<'_>, CommandError> {
     let name = args.get(1).unwrap_or_default();
-    if !name.eq_ignore_ascii_case(b"GET") {
-        return Err(CommandError::UnknownSubcommand {
+    match (name.to_ascii_uppercase().as_slice(), args.len()) {
+        (b"GET", 3..) => Ok(ConnectionCommand::ConfigGet {
+            patterns: args.from(2),
+        }),
+        (b"SET", 4..) if args.len().is_multiple_of(2) => Ok(ConnectionCommand::ConfigSet {
+            pairs: args.from(2),
+        }),
+        (b"RESETSTAT", 2) => Ok(ConnectionCommand::ConfigResetStat),
+        (b"HELP", 2) => Ok(ConnectionCommand::ConfigHelp),
+        (b"GET" | b"SET" | b"RESETSTAT" | b"HELP", _) => Err(sub_arity("config", name)),
+        (b"REWRITE", _) => Err(CommandError::Refused("CONFIG REWRITE", NO_REWRITE)),
+        _ => Err(CommandError::UnknownSubcommand {
             command: "CONFIG",
             name: lossy(name),
-        });
+        }),
     }
-    if args.len() < 3 {
-        return Err(sub_arity("config", name));
-    }
-    Ok(ConnectionCommand::ConfigGet {
-        patterns: args.from(2),
-    })
 }
 
+const NO_REWRITE: &str = "the configuration is a file of yours";
 /// As many as Redis gives unless asked for more, and as many as one page may have.
 const SCAN_COUNT: usize = 10;
 const SCAN_COUNT_MAX: usize = 10_000;

@@ -12,6 +12,7 @@ mod parser;
 mod parts;
 mod reply;
 mod script;
+mod server;
 mod table;
 mod update;
 
@@ -30,5 +31,6 @@ pub use kind::CommandKind;
 pub use parser::{Args, Limits, Parsed, Parser, ProtocolError, integer, parse_words};
 pub use reply::{Encoder, Protocol};
 pub use script::{Script, ScriptQuery};
+pub use server::{ChannelQuery, KillFilter, LatencyQuery, Replies};
 pub use table::{CommandFacts, command_facts, commands};
 pub use update::{Condition, ExpireCondition, HashRead, NewEnd, SetIf, SetTells, Update};

@@ -67,9 +67,25 @@ impl<'a> Encoder<'a> {
         });
     }
 
+    /// Nothing, where several replies could be.
+    pub fn null_array(&mut self) {
+        self.out.extend_from_slice(match self.protocol {
+            Protocol::Resp2 => b"*-1\r\n",
+            Protocol::Resp3 => b"_\r\n",
+        });
+    }
+
     /// The start of an array: `items` replies follow.
     pub fn array(&mut self, items: usize) {
         self.length(b'*', items);
+    }
+
+    /// The start of a message that is no reply: `items` replies follow.
+    pub fn push(&mut self, items: usize) {
+        match self.protocol {
+            Protocol::Resp2 => self.length(b'*', items),
+            Protocol::Resp3 => self.length(b'>', items),
+        }
     }
 
     /// The start of a map: twice `entries` replies follow, each key before its value.

@@ -309,7 +309,7 @@ impl Store {
     }
 
     /// Counts the digests anew, at this cut.
-    fn recount(&self, group: &mut Group, cut: Epoch) {
+    pub(super) fn recount(&self, group: &mut Group, cut: Epoch) {
         group.digests = Digests::new(cut);
         for packed in group.slab.iter() {
             let record = packed.record();
@@ -326,7 +326,7 @@ impl Store {
     }
 
     /// Gives memory back after removals.
-    fn tidy(&self, group: &mut Group) {
+    pub(super) fn tidy(&self, group: &mut Group) {
         let Group { table, slab, .. } = group;
         if table.capacity() > 64 && table.len() < table.capacity() / 4 {
             table.shrink_to_fit(|place| table_hash(self.hasher.hash(slab.get(*place).key())));

@@ -8,6 +8,7 @@
 
 mod compare;
 mod digests;
+mod flush;
 mod packed;
 mod promises;
 mod slab;
@@ -29,6 +30,7 @@ use crate::model::{
 
 pub use compare::{Rolled, Scrubbed, States};
 use digests::{Digests, GROUP, Share};
+use flush::Flushes;
 use packed::{Layout, Packed};
 use promises::Promises;
 use slab::{Place, Slab};
@@ -40,6 +42,7 @@ pub struct Store {
     hasher: KeyHasher,
     limits: Limits,
     groups: DashMap<u16, Group, BuildHasherDefault<GroupHasher>>,
+    flushes: Flushes,
     /// The last cut that any group was brought to.
     cut: AtomicU64,
     keys: AtomicU64,
@@ -102,6 +105,7 @@ impl Store {
             hasher,
             limits,
             groups: DashMap::default(),
+            flushes: Flushes::default(),
             cut: AtomicU64::new(0),
             keys: AtomicU64::new(0),
             tombstones: AtomicU64::new(0),
@@ -120,7 +124,8 @@ impl Store {
         let Some(group) = self.groups.get(&group_of(key.partition)) else {
             return read(None);
         };
-        let found = group.find(key).filter(|packed| !packed.is_expired(now));
+        let found = self.find_in(&group, key);
+        let found = found.filter(|packed| !packed.is_expired(now));
         read(found.map(|packed| packed.record()))
     }
 
@@ -152,6 +157,12 @@ impl Store {
             has_aged,
             promises,
         } = group;
+        if let Some(by) = self.flushes.of(key.bytes)
+            && record.stamp().newest() <= by
+        {
+            let by = Prior::of(by);
+            return Applied::Superseded { by };
+        }
         let too_old = |held: Option<Version>| promises.keeps_out(key.hash, record, held);
         let at = place_in_group(key.partition);
         let is_key = |place: &Place| slab.get(*place).key() == key.bytes;
@@ -174,7 +185,10 @@ impl Store {
             Entry::Occupied(mut occupied) => {
                 let place = occupied.get_mut();
                 let packed = slab.get(*place);
-                let prior = prior(packed, now);
+                let mut prior = prior(packed, now);
+                if self.flushes.covers(key.bytes, packed.stamp()) {
+                    prior = Prior::default();
+                }
                 let held = packed.record();
                 let is_older = held.stamp() > record.stamp();
                 if is_older {
@@ -289,7 +303,7 @@ impl Store {
         if held.newest() > expiry.version {
             return ExpiryChange::Superseded { by: held };
         }
-        if packed.is_expired(now) {
+        if packed.is_expired(now) || self.flushes.covers(key.bytes, held) {
             return nothing;
         }
         let expired_at_before = packed.expires_at();
@@ -389,6 +403,9 @@ impl Store {
                 && shown != hash
             {
                 return Some(shown);
+            }
+            if self.flushes.covers(packed.key(), packed.stamp()) {
+                continue;
             }
             last = Some((hash, show(packed.key(), packed.record())));
         }

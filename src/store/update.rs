@@ -55,21 +55,24 @@ impl Store {
     ) -> Promised<T> {
         let mut group = self.group_mut(key.partition);
         let group = &mut *group;
-        let floor = group.promises.floor().max(oldest(now));
+        let flushed = self.flushes.of(key.bytes).unwrap_or_default();
+        let floor = group.promises.floor().max(oldest(now)).max(flushed);
         if ballot <= floor {
             return Promised::Refused { by: floor };
         }
         if let Some(by) = group.promises.of(key.hash).filter(|by| *by > ballot) {
             return Promised::Refused { by };
         }
-        let held = group.find(key).map(|packed| packed.stamp().newest());
+        let held = self
+            .find_in(group, key)
+            .map(|packed| packed.stamp().newest());
         if let Some(by) = held.filter(|by| *by >= ballot) {
             return Promised::Refused { by };
         }
         if !group.promises.promise(key.hash, ballot, now.millis()) {
             return Promised::Full;
         }
-        let record = group.find(key).map(|packed| packed.record());
+        let record = self.find_in(group, key).map(|packed| packed.record());
         let lineage = record.and_then(|record| group.promises.lineage(key.hash, record.version));
         Promised::Promised(show(record, lineage))
     }
@@ -84,7 +87,7 @@ impl Store {
     ) -> bool {
         let mut group = self.group_mut(key.partition);
         let group = &mut *group;
-        let is_same = group.find(key).map(|packed| packed.stamp()) == held;
+        let is_same = self.find_in(group, key).map(|packed| packed.stamp()) == held;
         is_same
             && matches!(
                 self.apply_in(group, key, record, now),
@@ -96,7 +99,8 @@ impl Store {
     /// to then may have been forgotten.
     #[must_use]
     pub fn floor(&self, key: HashedKey<'_>) -> Version {
-        self.group_mut(key.partition).promises.floor()
+        let flushed = self.flushes.of(key.bytes).unwrap_or_default();
+        self.group_mut(key.partition).promises.floor().max(flushed)
     }
 
     /// Promises nothing up to this ballot, and takes nothing under one, in the group of a partition.
@@ -115,11 +119,12 @@ impl Store {
         let ballot = record.version;
         let mut group = self.group_mut(key.partition);
         let group = &mut *group;
-        let floor = group.promises.floor().max(oldest(now));
+        let flushed = self.flushes.of(key.bytes).unwrap_or_default();
+        let floor = group.promises.floor().max(oldest(now)).max(flushed);
         if ballot <= floor {
             return Accepted::Refused { by: floor };
         }
-        let held = group.find(key).map(|packed| packed.stamp());
+        let held = self.find_in(group, key).map(|packed| packed.stamp());
         if let Some(by) = held.map(|stamp| stamp.newest()).filter(|by| *by > ballot) {
             return Accepted::Refused { by };
         }

@@ -39,6 +39,8 @@ pub struct State {
     held: Option<Held>,
     /// The version of what was there at first.
     version: Option<Version>,
+    /// It is no longer what was there at first: others have been at it, in the same round.
+    is_another: bool,
     is_changed: bool,
 }
 
@@ -63,6 +65,9 @@ pub enum Change {
     /// Delete.
     #[serde(rename = "d")]
     Delete,
+    /// Write a value of a kind that ends then, perhaps only if there is none.
+    #[serde(rename = "p")]
+    Put(Bytes, Kind, Option<Millis>, bool),
     /// Let the value end then.
     #[serde(rename = "e")]
     Expire(Option<Millis>),
@@ -94,6 +99,7 @@ impl State {
                 .and(record)
                 .map(|record| record.stamp().newest()),
             held,
+            is_another: false,
             is_changed: false,
         }
     }
@@ -130,6 +136,7 @@ impl State {
     fn set(&mut self, held: Option<Held>) {
         self.held = held;
         self.is_changed = true;
+        self.is_another = true;
     }
 }
 
@@ -148,6 +155,17 @@ impl Change {
                     expires_at: *expires_at,
                 }));
                 Reply::Ok
+            }
+            Self::Put(value, kind, expires_at, if_absent) => {
+                if *if_absent && state.held.is_some() {
+                    return Reply::Integer(0);
+                }
+                state.set(Some(Held {
+                    value: value.clone(),
+                    kind: *kind,
+                    expires_at: *expires_at,
+                }));
+                Reply::Integer(1)
             }
             Self::Delete => {
                 let was_there = state.held.is_some();
@@ -173,7 +191,7 @@ impl Change {
             }
             Self::Command(request) => run(request, state, context),
             Self::Transaction(seen, commands) => {
-                if state.version != *seen {
+                if state.is_another || state.version != *seen {
                     return Reply::Nil;
                 }
                 let replies = commands.iter().map(|request| run(request, state, context));
@@ -187,7 +205,7 @@ impl Change {
     pub fn bytes(&self) -> usize {
         let varied = match self {
             Self::Look | Self::Delete | Self::Expire(_) => 0,
-            Self::Set(value, _) | Self::Command(value) => value.len(),
+            Self::Set(value, _) | Self::Put(value, ..) | Self::Command(value) => value.len(),
             Self::Transaction(_, commands) => commands.iter().map(Bytes::len).sum(),
         };
         varied + OVERHEAD_BYTES

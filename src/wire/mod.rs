@@ -133,6 +133,15 @@ pub enum Operation<'a> {
     /// Take the state that an update has made, if the ring is of this version for both.
     #[serde(rename = "a")]
     Accept(#[serde(borrow)] &'a Bytes, WireProposal<'a>, u64),
+    /// Empty this database of all that was written up to this version.
+    #[serde(rename = "z")]
+    Flush(u8, WireVersion),
+    /// Tell how many live values there are of this database, by partition.
+    #[serde(rename = "n")]
+    Count(u8),
+    /// Give a message to those who listen to this channel.
+    #[serde(rename = "q")]
+    Publish(#[serde(borrow)] &'a Bytes, #[serde(borrow)] &'a Bytes),
     /// Carry out these updates of the key, in order, each once.
     #[serde(rename = "u")]
     Update(#[serde(borrow)] &'a Bytes, WireUpdates<'a>),
@@ -265,6 +274,15 @@ pub enum Answer<'a> {
     /// To `Promise` and `Accept`: not done; a ballot must exceed this.
     #[serde(rename = "g")]
     Outbid(WireVersion),
+    /// To `Flush`: done.
+    #[serde(rename = "z")]
+    Flushed,
+    /// To `Count`: partitions and counts.
+    #[serde(rename = "d", borrow)]
+    Counts(&'a Bytes),
+    /// To `Publish`: how many have it.
+    #[serde(rename = "q")]
+    Heard(u32),
     /// To `Update`: what became of each.
     #[serde(rename = "u", borrow)]
     Updated(&'a Bytes),

@@ -16,6 +16,7 @@ use crate::config::Settings;
 use crate::env::Env;
 use crate::front::admin::{self, AdminDesk};
 use crate::front::certificates::CertificateWatch;
+use crate::front::channels::Channels;
 use crate::front::doctor::Doctor;
 use crate::front::http;
 use crate::front::metrics::Metrics;
@@ -110,7 +111,8 @@ impl Node {
         };
         tell_load(env, status.clone(), owed);
         let certificates = Arc::new(CertificateWatch::default());
-        let resp = open_doors(settings, env, &status, &certificates).await?;
+        let doors = (&certificates, own.channels);
+        let resp = open_doors(settings, env, &status, doors).await?;
         info!(node = %settings.node, cluster = settings.cluster, "started");
         Ok(Self {
             trust,
@@ -274,6 +276,8 @@ struct Own {
     store: Arc<Store>,
     replica: Arc<Replica>,
     handoff: Arc<Handoff>,
+    /// Who listens to what.
+    channels: Arc<Channels>,
     /// The last cut that the store was brought to.
     cut: watch::Sender<Epoch>,
 }
@@ -306,6 +310,7 @@ impl Own {
             store,
             replica,
             handoff,
+            channels: Arc::default(),
             cut: watch::Sender::new(Epoch::default()),
         })
     }
@@ -325,6 +330,7 @@ fn tell_load(env: &Env, status: NodeStatus, owed: watch::Sender<Arc<Owed>>) {
                 .collect();
             for (id, load) in status.membership.loads() {
                 held.extend(load.hints_for.iter().map(|&home| (id.tag(), home)));
+                status.follow_flushes(&load.flushes);
             }
             let now = Owed::new(held);
             owed.send_if_modified(|before| {
@@ -368,6 +374,7 @@ fn serve_peers(
         membership.view(),
         Box::new(move || table.table_bytes()),
     );
+    peer_server.set_channels(Arc::clone(&own.channels));
     peer_server.set_proposer(coordinator.updater().proposer().clone());
     endpoint.serve(Arc::new(peer_server));
     let catch_up = CatchUp {
@@ -387,6 +394,7 @@ fn serve_peers(
         hasher,
         transport: Arc::new(endpoint.clone()),
     };
+    env.tasks.spawn(Arc::clone(replica).free_flushed());
     env.tasks.spawn(replay.run());
     env.tasks.spawn(catch_up.run());
     env.tasks
@@ -420,12 +428,18 @@ async fn open_doors(
     settings: &Settings,
     env: &Env,
     status: &NodeStatus,
-    certificates: &Arc<CertificateWatch>,
+    (certificates, channels): (&Arc<CertificateWatch>, Arc<Channels>),
 ) -> anyhow::Result<RespServer> {
     let resp_config = parts::resp_config(settings)?;
     certificates.set_resp_until(parts::resp_certificate_end(settings));
     let facts = Arc::new(Facts(status.clone()));
-    let resp = RespServer::start(resp_config, env, status.coordinator.clone(), facts).await?;
+    let resp = RespServer::start(
+        resp_config,
+        env,
+        status.coordinator.clone(),
+        (facts, channels),
+    )
+    .await?;
     if resp.has_plain_password() {
         warn!("resp_password_file holds the password itself: `quorate passwd` makes a hash of it");
     }

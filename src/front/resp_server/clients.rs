@@ -5,8 +5,9 @@ use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::model::Millis;
-use crate::resp::Protocol;
+use crate::model::{Database, Millis};
+use crate::resp::{KillFilter, Protocol};
+use tokio::sync::watch;
 
 /// All connections that are open.
 #[derive(Debug, Default)]
@@ -22,6 +23,8 @@ pub(super) struct Client {
     peer: String,
     local: String,
     since: Millis,
+    /// It is to be closed.
+    killed: watch::Sender<bool>,
     details: Mutex<Details>,
 }
 
@@ -34,6 +37,7 @@ struct Details {
     last_at: Millis,
     protocol: Protocol,
     in_transaction: Option<usize>,
+    database: Database,
 }
 
 impl Clients {
@@ -47,12 +51,14 @@ impl Clients {
             last_at: now,
             protocol: Protocol::Resp2,
             in_transaction: None,
+            database: Database::default(),
         };
         let client = Arc::new(Client {
             id,
             peer,
             local,
             since: now,
+            killed: watch::Sender::new(false),
             details: Mutex::new(details),
         });
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
@@ -65,6 +71,23 @@ impl Clients {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .remove(&client.id);
+    }
+
+    /// Closes those that match. How many there are.
+    pub(super) fn kill(&self, filter: &KillFilter<'_>, own: u64) -> usize {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_meant = |client: &&Arc<Client>| {
+            filter.id.is_none_or(|id| id == client.id)
+                && filter
+                    .address
+                    .is_none_or(|address| address == client.peer.as_bytes())
+                && filter
+                    .local_address
+                    .is_none_or(|address| address == client.local.as_bytes())
+                && !(filter.skips_own && client.id == own)
+        };
+        let meant = open.values().filter(is_meant);
+        meant.map(|client| client.kill()).count()
     }
 
     pub(super) fn list(&self, now: Millis) -> String {
@@ -80,6 +103,16 @@ impl Clients {
 }
 
 impl Client {
+    /// Lets it be closed.
+    pub(super) fn kill(&self) {
+        self.killed.send_replace(true);
+    }
+
+    /// Tells when it is to be closed.
+    pub(super) fn killed(&self) -> watch::Receiver<bool> {
+        self.killed.subscribe()
+    }
+
     /// Where it comes from.
     pub(super) fn address(&self) -> &str {
         &self.peer
@@ -105,6 +138,10 @@ impl Client {
         self.details().protocol = protocol;
     }
 
+    pub(super) fn set_database(&self, database: Database) {
+        self.details().database = database;
+    }
+
     /// Notes the last thing the client did; once a batch, not once a command.
     pub(super) fn note(&self, command: &'static str, in_transaction: Option<usize>, now: Millis) {
         let mut details = self.details();
@@ -127,7 +164,7 @@ impl Client {
         // Writing to a String cannot fail.
         let _written = writeln!(
             line,
-            "id={} addr={} laddr={} fd=-1 name={} age={} idle={} flags={} db=0 sub=0 psub=0 ssub=0 \
+            "id={} addr={} laddr={} fd=-1 name={} age={} idle={} flags={} db={} sub=0 psub=0 ssub=0 \
              multi={multi} qbuf=0 qbuf-free=0 argv-mem=0 multi-mem=0 rbs=0 rbp=0 obl=0 oll=0 omem=0 \
              tot-mem=0 events=r cmd={} user=default redir=-1 resp={protocol} lib-name={} lib-ver={}",
             self.id,
@@ -141,6 +178,7 @@ impl Client {
             } else {
                 "N"
             },
+            details.database.number(),
             details.last_command,
             details.library,
             details.library_version,

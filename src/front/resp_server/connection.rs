@@ -1,11 +1,14 @@
 //! One connection: bytes in, commands carried out, replies out.
 
+use std::collections::VecDeque;
+use std::fmt::Write as _;
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -14,19 +17,22 @@ use tracing::{debug, warn};
 use super::clients::Client;
 use super::keys;
 use super::levels::Door;
+use super::listening::{self, Listening};
 use super::plan::{Counters, Plan, run_local};
 use super::replies;
-use super::session::{Login, Next, Queue, Session, Step};
+use super::ring_wide;
+use super::session::{Login, Next, Queue, Session, Step, Watched};
 use super::slowlog::SlowEntry;
 use super::stats::Tally;
 use super::{Config, Shared};
+use crate::front::channels::Heard;
 use crate::model::{Level, Levels, Millis};
-use crate::node::coordinator::Local;
+use crate::node::coordinator::{Action, Local};
 use crate::resp::{
-    Command, CommandError, CommandKind, ConnectionCommand, DataCommand, Encoder, KeysQuery, Limits,
-    Parsed, Parser, Script,
+    ClientCommand, Command, CommandError, CommandKind, ConnectionCommand, DataCommand, Encoder,
+    KeysQuery, Limits, Parsed, Parser, Replies, Script,
 };
-use crate::update;
+use crate::update::{self, Change};
 
 /// A connection's state between two reads.
 pub(super) struct Connection<'a> {
@@ -49,6 +55,7 @@ struct Executor<'a> {
     output: Vec<u8>,
     /// The wall clock when the present input came.
     now: Millis,
+    listening: Listening,
     /// The short cut, for as long as the present input is worked on.
     local: Option<Local<'a>>,
 }
@@ -76,6 +83,7 @@ impl<'a> Connection<'a> {
                 tally: Tally::default(),
                 plan: Plan::default(),
                 output: Vec::new(),
+                listening: Listening::default(),
                 now: shared.env.clock.wall(),
                 local: None,
             },
@@ -102,15 +110,34 @@ impl<'a> Connection<'a> {
         draining: &mut watch::Receiver<bool>,
     ) -> io::Result<()> {
         let mut next = Next::Go;
+        let mut killed = self.executor.session.client().killed();
         loop {
-            let has_read = tokio::select! {
+            let Self {
+                input, executor, ..
+            } = self;
+            let listens = executor.listening.is_active();
+            let event = tokio::select! {
                 // What has come is carried out before the door closes.
                 biased;
-                has_read = self.read(stream) => has_read?,
-                _ = draining.wait_for(|is_draining| *is_draining) => false,
+                has_read = read(input, (&executor.config, listens), stream) => {
+                    if has_read? { Event::Input } else { Event::End }
+                }
+                heard = executor.listening.next() => Event::Heard(heard),
+                _ = draining.wait_for(|is_draining| *is_draining) => Event::End,
+                _ = killed.wait_for(|is_killed| *is_killed) => Event::End,
             };
-            if !has_read {
-                return Ok(());
+            match event {
+                Event::End => return Ok(()),
+                Event::Heard(heard) => {
+                    executor.tell(&heard);
+                    executor.write(stream).await?;
+                    if executor.listening.is_behind() {
+                        debug!("closed a connection that does not read its messages");
+                        return Ok(());
+                    }
+                    continue;
+                }
+                Event::Input => {}
             }
             self.executor.follow_settings();
             next = next.max(self.process(stream).await?);
@@ -122,37 +149,6 @@ impl<'a> Connection<'a> {
             self.executor.write(stream).await?;
             if next == Next::Close {
                 return Ok(());
-            }
-        }
-    }
-
-    /// Reads what has come; `false` at the end.
-    async fn read(&mut self, stream: &mut (impl AsyncRead + Unpin)) -> io::Result<bool> {
-        if self.input.is_empty() && self.input.capacity() > 2 * BUFFER_BYTES_KEPT {
-            // One large value must not hold its memory until the connection ends.
-            self.input = Vec::new();
-        }
-        // As much again as there was: a large value arrives in a few large reads, and an idle
-        // connection costs little.
-        let room = self
-            .input
-            .capacity()
-            .clamp(READ_BYTES_MIN, BUFFER_BYTES_KEPT);
-        self.input.reserve(room);
-        let config = &self.executor.config;
-        let wait_max = if self.input.is_empty() {
-            config.idle_max
-        } else {
-            config.unfinished_max
-        };
-        if wait_max.is_zero() {
-            return Ok(stream.read_buf(&mut self.input).await? > 0);
-        }
-        match timeout(wait_max, stream.read_buf(&mut self.input)).await {
-            Ok(read) => Ok(read? > 0),
-            Err(_) => {
-                debug!("closed a connection that was silent for too long");
-                Ok(false)
             }
         }
     }
@@ -169,7 +165,9 @@ impl<'a> Connection<'a> {
         // Once for all that came together: each look at the clock or the ring costs as much as a
         // command.
         executor.now = shared.env.clock.wall();
+        executor.until_unpaused().await;
         executor.local = shared.coordinator.local();
+        executor.select();
         let (mut at, mut next) = (0, Next::Go);
         while next == Next::Go {
             match parser.parse(&input[at..]) {
@@ -209,13 +207,101 @@ impl<'a> Connection<'a> {
     }
 }
 
+/// Reads what has come; `false` at the end.
+async fn read(
+    input: &mut Vec<u8>,
+    (config, listens): (&Config, bool),
+    stream: &mut (impl AsyncRead + Unpin),
+) -> io::Result<bool> {
+    if input.is_empty() && input.capacity() > 2 * BUFFER_BYTES_KEPT {
+        // One large value must not hold its memory until the connection ends.
+        *input = Vec::new();
+    }
+    // As much again as there was: a large value arrives in a few large reads, and an idle
+    // connection costs little.
+    let room = input.capacity().clamp(READ_BYTES_MIN, BUFFER_BYTES_KEPT);
+    input.reserve(room);
+    let wait_max = if listens {
+        // Who waits for messages has nothing to say.
+        Duration::ZERO
+    } else if input.is_empty() {
+        config.idle_max
+    } else {
+        config.unfinished_max
+    };
+    if wait_max.is_zero() {
+        return Ok(stream.read_buf(input).await? > 0);
+    }
+    match timeout(wait_max, stream.read_buf(input)).await {
+        Ok(read) => Ok(read? > 0),
+        Err(_) => {
+            debug!("closed a connection that was silent for too long");
+            Ok(false)
+        }
+    }
+}
+
+/// What happens next on a connection.
+enum Event {
+    Input,
+    Heard(Heard),
+    End,
+}
+
 impl Executor<'_> {
+    /// Takes over the database that the client has selected.
+    fn select(&mut self) {
+        let database = self.session.database();
+        self.plan.select(database);
+        if let Some(local) = &mut self.local {
+            local.select(database);
+        }
+    }
+
     /// One command: carried out, queued for a transaction, or refused.
     async fn take(&mut self, command: Result<Command<'_>, CommandError>, request: &[u8]) -> Next {
+        if self.session.replies() == Replies::On {
+            return self.take_answered(command, request).await;
+        }
+        // What came before is answered; what is answered to this one is not sent.
+        self.flush().await;
+        let answered = self.output.len();
+        if self.session.replies() == Replies::Skip {
+            self.session.set_replies(Replies::On);
+        }
+        let turns_on = matches!(
+            command,
+            Ok(Command::Connection(
+                _,
+                ConnectionCommand::Client(ClientCommand::Reply(Replies::On))
+            ))
+        );
+        let next = self.take_answered(command, request).await;
+        self.flush().await;
+        if !turns_on {
+            self.output.truncate(answered);
+        }
+        next
+    }
+
+    async fn take_answered(
+        &mut self,
+        command: Result<Command<'_>, CommandError>,
+        request: &[u8],
+    ) -> Next {
         if let Err(error) = &command {
             self.shared.stats.refused.fetch_add(1, Ordering::Relaxed);
             if let CommandError::Unknown { name, .. } = error {
                 self.shared.stats.count_unknown(name);
+            }
+        }
+        if let Ok(command) = &command {
+            if let Some(text) = self.listening.refuses(command, self.session.protocol()) {
+                self.plan.push_error(text);
+                return Next::Go;
+            }
+            if self.shared.channels.is_monitored() {
+                self.show(command, request);
             }
         }
         let limit = self.config.limits().request_bytes_max;
@@ -270,8 +356,7 @@ impl Executor<'_> {
             Command::Connection(_, command) => {
                 // In the order of the commands: what came before is answered before.
                 self.flush().await;
-                if let ConnectionCommand::Keys(query) = command {
-                    let is_ok = self.keys(&query).await;
+                if let Some(is_ok) = self.run_elsewhere(command).await {
                     self.shared.stats.count(kind, is_ok);
                     self.tally.add(kind, None);
                     return Next::Go;
@@ -280,8 +365,11 @@ impl Executor<'_> {
                 self.shared.stats.count(kind, login != Some(Login::Wrong));
                 self.tally.add(kind, None);
                 let shared = (self.shared, &*self.config);
-                self.session
-                    .perform(kind, command, shared, login, &mut self.output)
+                let next = self
+                    .session
+                    .perform(kind, command, shared, login, &mut self.output);
+                self.select();
+                next
             }
         }
     }
@@ -326,9 +414,83 @@ impl Executor<'_> {
         script.keys().next().is_none()
     }
 
+    /// Carries out what is neither of one key nor of the connection alone; whether it was no error.
+    /// `None`: it is another command.
+    async fn run_elsewhere(&mut self, command: ConnectionCommand<'_>) -> Option<bool> {
+        use ConnectionCommand as C;
+        let client = self.session.client().id;
+        let (shared, database) = (self.shared, self.session.database());
+        let mut reply = Encoder::new(&mut self.output, self.session.protocol());
+        match command {
+            C::Keys(query) => return Some(self.keys(&query).await),
+            C::Watch(key) => return Some(self.watch(key).await),
+            C::Subscribe(names, is_pattern) => {
+                let names = (names, is_pattern);
+                self.listening
+                    .subscribe(client, names, &shared.channels, &mut reply);
+            }
+            C::Unsubscribe(names, is_pattern) => {
+                let names = (names, is_pattern);
+                self.listening
+                    .unsubscribe(client, names, &shared.channels, &mut reply);
+            }
+            C::Ping(text) if self.listening.is_silent(self.session.protocol()) => {
+                reply.array(2);
+                reply.bulk(b"pong");
+                reply.bulk(text.unwrap_or_default());
+            }
+            C::Monitor => {
+                self.listening.monitor(client, &shared.channels);
+                reply.simple("OK");
+            }
+            C::Client(ClientCommand::Reply(replies)) => {
+                self.session.set_replies(replies);
+                if replies == Replies::On {
+                    reply.simple("OK");
+                }
+            }
+            C::Reset => {
+                self.listening.reset(client, &shared.channels);
+                return None;
+            }
+            command => {
+                let told = ring_wide::answer(command, database, shared).await?;
+                replies::told(&told, &mut reply);
+                return Some(!matches!(told, update::Reply::Error(_)));
+            }
+        }
+        Some(true)
+    }
+
+    /// Notes what a key holds, so that a transaction fails if that changes.
+    async fn watch(&mut self, key: &[u8]) -> bool {
+        let key = Bytes::copy_from_slice(&self.session.database().key(key));
+        let look = Action::Update(Change::Look);
+        let told = match ring_wide::ask(key.clone(), look, self.shared).await {
+            Ok(update::Reply::Seen(seen)) => {
+                let version = seen.map(|(.., version)| version);
+                match self.session.watch(key, version) {
+                    true => update::Reply::Ok,
+                    false => update::Reply::Error(WATCHED.to_owned()),
+                }
+            }
+            Ok(_) => update::Reply::Ok,
+            Err(text) => update::Reply::Error(text),
+        };
+        replies::told(&told, &mut self.reply());
+        !matches!(told, update::Reply::Error(_))
+    }
+
     /// The commands of a `MULTI`, in one ordered batch.
     async fn run_transaction(&mut self, queue: &Queue) -> Next {
         self.flush().await;
+        let mut atomic = match self.session.take_watched() {
+            None => None,
+            Some(watched) => match self.run_watched(watched, queue).await {
+                Some(told) => Some(told),
+                None => return Next::Go,
+            },
+        };
         self.reply().array(queue.commands);
         let mut parser = Parser::new(self.config.limits());
         let mut at = 0;
@@ -337,13 +499,106 @@ impl Executor<'_> {
         while let Ok(Parsed::Request { consumed }) = parser.parse(&queue.requests[at..]) {
             let request = &queue.requests[at..at + consumed];
             at += consumed;
-            match Command::parse(parser.args(request)) {
-                Ok(command) => next = next.max(self.run(command, request).await),
-                Err(error) => self.plan.push_error(error.to_string()),
+            let command = match Command::parse(parser.args(request)) {
+                Ok(command) => command,
+                Err(error) => {
+                    self.plan.push_error(error.to_string());
+                    continue;
+                }
+            };
+            let told = atomic
+                .as_mut()
+                .filter(|(key, _)| self.is_of(&command, key))
+                .and_then(|(_, told)| told.pop_front());
+            match told {
+                Some(told) => {
+                    self.flush().await;
+                    replies::told(&told, &mut self.reply());
+                }
+                None => next = next.max(self.run(command, request).await),
             }
         }
         self.flush().await;
         next
+    }
+
+    /// Carries out the commands of a transaction that are about the watched key, if that has not
+    /// changed. What they told; `None`: it has, and the client knows.
+    async fn run_watched(
+        &mut self,
+        (key, seen): Watched,
+        queue: &Queue,
+    ) -> Option<(Bytes, VecDeque<update::Reply>)> {
+        let mut parser = Parser::new(self.config.limits());
+        let (mut at, mut requests) = (0, Vec::new());
+        while let Ok(Parsed::Request { consumed }) = parser.parse(&queue.requests[at..]) {
+            let request = &queue.requests[at..at + consumed];
+            at += consumed;
+            let command = Command::parse(parser.args(request));
+            if command.is_ok_and(|command| self.is_of(&command, &key)) {
+                requests.push(Bytes::copy_from_slice(request));
+            }
+        }
+        let transaction = Action::Update(Change::Transaction(seen, requests));
+        match ring_wide::ask(key.clone(), transaction, self.shared).await {
+            Ok(update::Reply::Array(told)) => return Some((key, told.into())),
+            Ok(_) => self.reply().null_array(),
+            Err(text) => self.reply().error(&text),
+        }
+        None
+    }
+
+    /// Whether a command is about this key and no other.
+    fn is_of(&self, command: &Command<'_>, key: &[u8]) -> bool {
+        let Command::Data(_, command) = command else {
+            return false;
+        };
+        let database = self.session.database();
+        let is_named = matches!(command, DataCommand::NamedScript(_));
+        let mut keys = command.keys().peekable();
+        keys.peek().is_some() && !is_named && keys.all(|own| *database.key(own) == *key)
+    }
+
+    /// Sends a message.
+    fn tell(&mut self, heard: &Heard) {
+        let mut reply = Encoder::new(&mut self.output, self.session.protocol());
+        listening::encode(heard, &mut reply);
+        // What has come meanwhile goes with it.
+        while self.output.len() < BUFFER_BYTES_KEPT
+            && let Some(heard) = self.listening.take()
+        {
+            let mut reply = Encoder::new(&mut self.output, self.session.protocol());
+            listening::encode(&heard, &mut reply);
+        }
+    }
+
+    /// Shows a command to those who monitor this node.
+    fn show(&self, command: &Command<'_>, request: &[u8]) {
+        if matches!(command.kind(), CommandKind::Auth | CommandKind::Hello) {
+            return;
+        }
+        let mut parser = Parser::new(self.config.limits());
+        if !matches!(parser.parse(request), Ok(Parsed::Request { .. })) {
+            return;
+        }
+        let now = self.shared.env.clock.wall().0;
+        let (seconds, ms) = (now / 1_000, now % 1_000);
+        let (database, client) = (self.session.database().number(), self.session.client());
+        let mut line = format!("{seconds}.{ms:03}000 [{database} {}]", client.address());
+        for word in parser.args(request).iter() {
+            let word = &word[..word.len().min(SHOWN_BYTES_MAX)];
+            // Writing to a String cannot fail.
+            let _written = write!(line, " \"{}\"", word.escape_ascii());
+        }
+        self.shared.channels.show(&line);
+    }
+
+    /// Waits for as long as somebody has let all commands wait.
+    async fn until_unpaused(&mut self) {
+        while self.shared.paused_until.load(Ordering::Relaxed) > self.now.0 {
+            tokio::time::sleep(PAUSE_LOOK).await;
+            self.now = self.shared.env.clock.wall();
+        }
     }
 
     fn too_big(&mut self, bytes: u64) {
@@ -399,7 +654,9 @@ impl Executor<'_> {
 
     /// Answers what is asked about the keys of the ring; whether it was no error.
     async fn keys(&mut self, query: &KeysQuery<'_>) -> bool {
-        let found = keys::answer(query, &self.shared.coordinator, &self.shared.env).await;
+        let database = self.session.database();
+        let shared = self.shared;
+        let found = keys::answer(query, database, &shared.coordinator, &shared.env).await;
         let mut reply = Encoder::new(&mut self.output, self.session.protocol());
         let is_ok = found.is_ok();
         keys::encode(found, &mut reply);
@@ -513,4 +770,9 @@ fn whole_request(words: &[&[u8]]) -> Vec<u8> {
     request
 }
 
+const WATCHED: &str = "ERR WATCH of several keys is not for Quorate: keys live on different nodes, which decide \
+     on one key at a time: watch one";
+/// Of a word of a command, for those who monitor.
+const SHOWN_BYTES_MAX: usize = 1_024;
+const PAUSE_LOOK: Duration = Duration::from_millis(10);
 const NO_SCRIPT: &str = "NOSCRIPT No matching script. Please use EVAL.";

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::sync::atomic::Ordering;
 
 use super::Shared;
+use crate::model::Database;
 use crate::resp::{Args, CommandKind, REDIS_VERSION, matches};
 
 /// The sections asked for; the default ones when none or `default` is; all when `all` or
@@ -32,19 +33,37 @@ pub(super) fn text(shared: &Shared, wanted: &[&[u8]]) -> String {
     sections.collect::<Vec<_>>().join("\r\n")
 }
 
-/// Settings that match one of the patterns, as pairs of name and value.
-pub(super) fn config(shared: &Shared, patterns: Args<'_>) -> Vec<(&'static str, String)> {
+/// The value of a setting of Redis, if this node has it.
+pub(super) fn setting(shared: &Shared, name: &[u8]) -> Option<String> {
+    let mut known = settings(shared).into_iter();
+    let found = known.find(|(known, _)| known.as_bytes() == name);
+    found.map(|(_, value)| value)
+}
+
+/// What Redis would call its settings.
+fn settings(shared: &Shared) -> Vec<(&'static str, String)> {
     let config = shared.config();
-    let known = [
+    vec![
         ("appendonly", "no".to_owned()),
-        ("databases", "1".to_owned()),
+        ("databases", Database::COUNT.to_string()),
         ("maxclients", config.connections_max.to_string()),
         ("maxmemory", "0".to_owned()),
         ("maxmemory-policy", "noeviction".to_owned()),
+        // Nobody is told of what happens to keys.
+        ("notify-keyspace-events", String::new()),
         ("proto-max-bulk-len", config.value_bytes_max.to_string()),
         ("save", String::new()),
+        (
+            "slowlog-log-slower-than",
+            config.slow.threshold.as_micros().to_string(),
+        ),
         ("timeout", config.idle_max.as_secs().to_string()),
-    ];
+    ]
+}
+
+/// Settings that match one of the patterns, as pairs of name and value.
+pub(super) fn config(shared: &Shared, patterns: Args<'_>) -> Vec<(&'static str, String)> {
+    let known = settings(shared);
     let patterns: Vec<Vec<u8>> = patterns.iter().map(<[u8]>::to_ascii_lowercase).collect();
     let is_wanted = |name: &str| patterns.iter().any(|p| matches(p, name.as_bytes()));
     known
@@ -133,16 +152,20 @@ fn stats(shared: &Shared, text: &mut String) {
     line!(
         text,
         "total_connections_received:{}",
-        load(&stats.connections_accepted)
+        stats.since_reset(&stats.connections_accepted)
     );
-    line!(text, "total_commands_processed:{}", stats.commands());
+    line!(
+        text,
+        "total_commands_processed:{}",
+        stats.commands_since_reset()
+    );
     line!(
         text,
         "rejected_connections:{}",
-        load(&stats.connections_refused)
+        stats.since_reset(&stats.connections_refused)
     );
-    line!(text, "keyspace_hits:{}", load(&stats.hits));
-    line!(text, "keyspace_misses:{}", load(&stats.misses));
+    line!(text, "keyspace_hits:{}", stats.since_reset(&stats.hits));
+    line!(text, "keyspace_misses:{}", stats.since_reset(&stats.misses));
     line!(text, "evicted_keys:0");
 }
 
@@ -156,7 +179,7 @@ fn cpu(_: &Shared, _: &mut String) {}
 
 fn command_stats(shared: &Shared, text: &mut String) {
     for kind in CommandKind::ALL {
-        let (answered, failed) = shared.stats.of(kind);
+        let (answered, failed) = shared.stats.of_since_reset(kind);
         if answered + failed > 0 {
             let (name, calls) = (kind.name(), answered + failed);
             line!(

@@ -3,7 +3,8 @@
 use bytes::Bytes;
 
 use crate::env::Env;
-use crate::node::coordinator::{Coordinator, KeyPage};
+use crate::model::{Database, Kind};
+use crate::node::coordinator::Coordinator;
 use crate::resp::{Encoder, KeysQuery, matches};
 
 /// What was found.
@@ -18,6 +19,7 @@ pub(super) enum Found {
 /// Looks for it; an error is the text of the reply.
 pub(super) async fn answer(
     query: &KeysQuery<'_>,
+    database: Database,
     coordinator: &Coordinator,
     env: &Env,
 ) -> Result<Found, String> {
@@ -26,27 +28,46 @@ pub(super) async fn answer(
             cursor,
             count,
             pattern,
-            is_known_type,
+            kind,
         } => {
-            let KeyPage { mut keys, next } = page(coordinator, cursor, count).await?;
-            keys.retain(|key| is_known_type && pattern.is_none_or(|p| matches(p, key)));
-            Ok(Found::Page(next, keys))
+            let (keys, next) = page((coordinator, database), cursor, count).await?;
+            let is_of_kind = |own: Kind| {
+                kind.is_none_or(|kind| kind.eq_ignore_ascii_case(own.name().as_bytes()))
+            };
+            let wanted = keys.into_iter().filter_map(|(key, kind)| {
+                let is_wanted = is_of_kind(kind) && pattern.is_none_or(|p| matches(p, &key));
+                is_wanted.then_some(key)
+            });
+            Ok(Found::Page(next, wanted.collect()))
         }
-        KeysQuery::All { pattern } => all(pattern, coordinator).await,
-        KeysQuery::Random => random(coordinator, env).await,
+        KeysQuery::All { pattern } => all(pattern, (coordinator, database)).await,
+        KeysQuery::Random => random((coordinator, database), env).await,
     }
 }
 
-async fn page(coordinator: &Coordinator, cursor: u64, count: usize) -> Result<KeyPage, String> {
+/// The coordinator, and which of the ring's keys are asked for.
+type Of<'a> = (&'a Coordinator, Database);
+
+async fn page(
+    (coordinator, database): Of<'_>,
+    cursor: u64,
+    count: usize,
+) -> Result<(Vec<(Bytes, Kind)>, u64), String> {
     let page = coordinator.keys(cursor, count).await;
-    page.map_err(|error| format!("NOQUORUM {error}"))
+    let page = page.map_err(|error| format!("NOQUORUM {error}"))?;
+    let keys = page.keys.into_iter().filter_map(|(key, kind)| {
+        let (of, rest) = Database::split(&key);
+        (of == database).then(|| (key.slice_ref(rest), kind))
+    });
+    Ok((keys.collect(), page.next))
 }
 
-async fn all(pattern: &[u8], coordinator: &Coordinator) -> Result<Found, String> {
+async fn all(pattern: &[u8], of: Of<'_>) -> Result<Found, String> {
     let (mut found, mut bytes, mut cursor) = (Vec::new(), 0, 0);
     loop {
-        let KeyPage { keys, next } = page(coordinator, cursor, KEYS_A_PAGE).await?;
-        for key in keys.into_iter().filter(|key| matches(pattern, key)) {
+        let (keys, next) = page(of, cursor, KEYS_A_PAGE).await?;
+        let keys = keys.into_iter().map(|(key, _)| key);
+        for key in keys.filter(|key| matches(pattern, key)) {
             bytes += key.len();
             found.push(key);
         }
@@ -63,15 +84,22 @@ async fn all(pattern: &[u8], coordinator: &Coordinator) -> Result<Found, String>
 }
 
 /// A key somewhere behind a place taken by chance: keys behind wide gaps come more often.
-async fn random(coordinator: &Coordinator, env: &Env) -> Result<Found, String> {
-    for start in [env.rng.next_u64(), 0] {
-        let KeyPage { keys, .. } = page(coordinator, start, 1).await?;
+async fn random(of: Of<'_>, env: &Env) -> Result<Found, String> {
+    let start = env.rng.next_u64();
+    let (mut cursor, mut has_turned) = (start, false);
+    loop {
+        let (keys, next) = page(of, cursor, RANDOM_A_PAGE).await?;
         if !keys.is_empty() {
             let place = usize::try_from(env.rng.next_u64() % keys.len() as u64).unwrap_or(0);
-            return Ok(Found::One(keys.into_iter().nth(place)));
+            return Ok(Found::One(keys.into_iter().nth(place).map(|(key, _)| key)));
         }
+        // Other databases may hold the keys in between. Once around, and no further.
+        if has_turned && (next == 0 || next > start) {
+            return Ok(Found::One(None));
+        }
+        has_turned |= next == 0;
+        cursor = next;
     }
-    Ok(Found::One(None))
 }
 
 pub(super) fn encode(found: Result<Found, String>, reply: &mut Encoder<'_>) {
@@ -93,6 +121,7 @@ pub(super) fn encode(found: Result<Found, String>, reply: &mut Encoder<'_>) {
 }
 
 const KEYS_A_PAGE: usize = 1_000;
+const RANDOM_A_PAGE: usize = 10;
 /// What one reply may hold.
 const KEYS_MAX: usize = 1_000_000;
 const KEYS_BYTES_MAX: usize = 64 * 1024 * 1024;

@@ -9,9 +9,11 @@ mod connection;
 mod info;
 mod keys;
 mod levels;
+mod listening;
 mod login;
 mod plan;
 mod replies;
+mod ring_wide;
 mod scripts;
 mod server;
 mod session;
@@ -23,7 +25,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rustls::ServerConfig;
@@ -45,6 +47,7 @@ use self::scripts::Scripts;
 use self::slowlog::SlowLog;
 pub use self::slowlog::{SlowEntry, SlowRules};
 pub use self::stats::{BOUNDS_US, Latencies, RespStats};
+use super::channels::Channels;
 use super::unix::bind_unix;
 use crate::env::Env;
 use crate::node::coordinator::Coordinator;
@@ -148,6 +151,9 @@ struct Shared {
     stats: RespStats,
     clients: Clients,
     scripts: Scripts,
+    channels: Arc<Channels>,
+    /// Commands wait until then, by the wall clock in milliseconds.
+    paused_until: AtomicU64,
 }
 
 impl RespServer {
@@ -156,7 +162,7 @@ impl RespServer {
         config: Config,
         env: &Env,
         coordinator: Coordinator,
-        facts: Arc<dyn NodeFacts>,
+        (facts, channels): (Arc<dyn NodeFacts>, Arc<Channels>),
     ) -> Result<Self, RespServerError> {
         let tcp = match config.listen {
             Some(addr) if !addr.ip().is_loopback() && !config.is_protected() => {
@@ -190,6 +196,8 @@ impl RespServer {
             stats: RespStats::default(),
             clients: Clients::default(),
             scripts: Scripts::default(),
+            channels,
+            paused_until: AtomicU64::new(0),
         });
         if let Some(listener) = tcp {
             env.tasks.spawn(Arc::clone(&shared).accept_tcp(listener));
@@ -414,6 +422,7 @@ struct OpenConnection<'a> {
 impl Drop for OpenConnection<'_> {
     fn drop(&mut self) {
         self.shared.clients.forget(&self.client);
+        self.shared.channels.forget(self.client.id);
         self.shared
             .stats
             .connections_open

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use crate::env::Clock;
-use crate::model::{Kind, Level, Levels, Millis};
+use crate::model::{Database, Kind, Level, Levels, Millis};
 use crate::node::coordinator::{Action, Coordinator, Local, Outcome, Ran, Request, RequestError};
 use crate::protocol::QuorumNotMet;
 use crate::resp::{CommandKind, DataCommand, Encoder};
@@ -27,6 +27,7 @@ pub(super) type LevelsOf<'a> = &'a (dyn Fn(&[u8]) -> (Levels, bool) + Sync);
 /// Commands waiting to be carried out together.
 #[derive(Debug, Default)]
 pub(super) struct Plan {
+    database: Database,
     buffer: Vec<u8>,
     steps: Vec<Step>,
     replies: Vec<Planned>,
@@ -130,6 +131,11 @@ impl Plan {
         self.steps.len() >= STEPS_MAX || self.buffer.len() >= BUFFER_BYTES_MAX
     }
 
+    /// The keys of commands are those of this database from now on.
+    pub(super) const fn select(&mut self, database: Database) {
+        self.database = database;
+    }
+
     /// Adds an error in its place among the replies.
     pub(super) fn push_error(&mut self, text: String) {
         self.replies.push(Planned::Error(text));
@@ -226,7 +232,7 @@ impl Plan {
             };
             let span = step.key.clone();
             let key = buffer.slice(step.key);
-            let (levels, is_sloppy) = levels(&key);
+            let (levels, is_sloppy) = levels(Database::split(&key).1);
             let level = match action {
                 Action::Get | Action::Look => levels.read,
                 Action::Set { .. } | Action::Delete | Action::Expire { .. } | Action::Update(_) => {
@@ -272,7 +278,7 @@ impl Plan {
     }
 
     fn step(&mut self, key: &[u8], verb: Verb, shape: Shape) -> Shape {
-        let key = self.copy(key);
+        let key = self.copy(&self.database.key(key));
         self.steps.push(Step { key, verb });
         shape
     }

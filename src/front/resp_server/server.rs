@@ -1,9 +1,14 @@
 //! Commands about the server, whoever asks.
 
-use super::Shared;
-use super::info;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Config, Shared, info};
 use crate::model::Millis;
-use crate::resp::{ConnectionCommand, Encoder, ScriptQuery, SlowLogQuery};
+use crate::resp::{
+    Args, ChannelQuery, ConnectionCommand, Encoder, LatencyQuery, ScriptQuery, SlowLogQuery,
+    integer,
+};
 use crate::update::script_name;
 
 /// Answers a command about the server.
@@ -31,19 +36,91 @@ pub(super) fn answer(
             let w = shared.coordinator.config().quorum.w();
             reply.integer(i64::from(w) - 1);
         }
-        ConnectionCommand::DbSize => {
-            reply.integer(i64::try_from(shared.facts.ring_keys()).unwrap_or(i64::MAX));
-        }
         ConnectionCommand::QuorateHelp => lines(QUORATE_HELP, reply),
         ConnectionCommand::Time => time(now, reply),
         ConnectionCommand::SlowLog(query) => slow_log(query, shared, reply),
         ConnectionCommand::Script(query) => script(query, shared, reply),
+        ConnectionCommand::Channels(query) => channels(query, shared, reply),
+        ConnectionCommand::Latency(query) => latency(query, reply),
+        ConnectionCommand::ConfigSet { pairs } => config_set(pairs, shared, reply),
+        ConnectionCommand::ConfigResetStat => {
+            shared.stats.reset();
+            reply.simple("OK");
+        }
+        ConnectionCommand::ConfigHelp => lines(CONFIG_HELP, reply),
         ConnectionCommand::FunctionFlush => reply.simple("OK"),
         ConnectionCommand::ObjectHelp => lines(OBJECT_HELP, reply),
         ConnectionCommand::MemoryHelp => lines(MEMORY_HELP, reply),
         // The others are about the connection: none of them comes here.
         _ => reply.error("ERR this command is about a connection"),
     }
+}
+
+fn channels(query: ChannelQuery<'_>, shared: &Shared, reply: &mut Encoder<'_>) {
+    let count = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+    match query {
+        ChannelQuery::Channels(pattern) => {
+            let names = shared.channels.names(pattern);
+            reply.array(names.len());
+            names.iter().for_each(|name| reply.bulk(name));
+        }
+        ChannelQuery::Subscribers(names) => {
+            reply.array(2 * names.len());
+            for name in names.iter() {
+                reply.bulk(name);
+                reply.integer(count(shared.channels.count(name)));
+            }
+        }
+        ChannelQuery::Patterns => reply.integer(count(shared.channels.patterns())),
+        ChannelQuery::Help => lines(PUBSUB_HELP, reply),
+    }
+}
+
+fn latency(query: LatencyQuery, reply: &mut Encoder<'_>) {
+    match query {
+        LatencyQuery::Nothing => reply.array(0),
+        LatencyQuery::Reset => reply.integer(0),
+        LatencyQuery::Doctor => reply.verbatim(LATENCY_DOCTOR),
+        LatencyQuery::Help => lines(LATENCY_HELP, reply),
+    }
+}
+
+/// Takes what is so already, and what can be changed while a node runs; all or nothing.
+fn config_set(pairs: Args<'_>, shared: &Shared, reply: &mut Encoder<'_>) {
+    let mut threshold = None;
+    for place in (0..pairs.len()).step_by(2) {
+        let name = pairs.get(place).unwrap_or_default().to_ascii_lowercase();
+        let value = pairs.get(place + 1).unwrap_or_default();
+        let shown = String::from_utf8_lossy(&name);
+        let Some(is) = info::setting(shared, &name) else {
+            return reply.error(&format!(
+                "ERR Unknown option or number of arguments for CONFIG SET - '{shown}'"
+            ));
+        };
+        if name == b"slowlog-log-slower-than" {
+            let micros = integer(value).and_then(|micros| u64::try_from(micros).ok());
+            let Some(micros) = micros else {
+                return reply.error(&format!(
+                    "ERR CONFIG SET failed (possibly related to argument '{shown}') - argument \
+                     couldn't be parsed into an integer"
+                ));
+            };
+            threshold = Some(Duration::from_micros(micros));
+        } else if is.as_bytes() != value {
+            return reply.error(&format!(
+                "ERR CONFIG SET failed (possibly related to argument '{shown}') - can't set \
+                 immutable config: see quorate.toml"
+            ));
+        }
+    }
+    if let Some(threshold) = threshold {
+        shared.config.send_modify(|config| {
+            let mut changed = Config::clone(config);
+            changed.slow.threshold = threshold;
+            *config = Arc::new(changed);
+        });
+    }
+    reply.simple("OK");
 }
 
 /// Lines of text for people.
@@ -149,6 +226,43 @@ const SCRIPT_HELP: &[&str] = &[
     "    Scripts are bounded: none runs for long.",
     "LOAD <script>",
     "    Load a script into the scripts cache without executing it.",
+    "HELP",
+    "    Prints this help.",
+];
+const CONFIG_HELP: &[&str] = &[
+    "CONFIG <subcommand> [<arg> [value] [opt] ...]. Subcommands are:",
+    "GET <pattern>",
+    "    Return settings matching the glob-like <pattern> and their values.",
+    "SET <directive> <value>",
+    "    Set slowlog-log-slower-than until the node restarts. Others are set in quorate.toml.",
+    "RESETSTAT",
+    "    Reset statistics reported by the INFO command.",
+    "HELP",
+    "    Prints this help.",
+];
+const PUBSUB_HELP: &[&str] = &[
+    "PUBSUB <subcommand> [<arg> [value] [opt] ...]. Subcommands are:",
+    "CHANNELS [<pattern>]",
+    "    Return the channels that clients of this node listen to.",
+    "NUMPAT",
+    "    Return the number of patterns that clients of this node listen to.",
+    "NUMSUB [<channel> ...]",
+    "    Return how many clients of this node listen to each channel.",
+    "HELP",
+    "    Prints this help.",
+];
+const LATENCY_DOCTOR: &str = "Latencies of commands are metrics: quorate_request_seconds, by command \
+    and level. `quorate slowlog` shows the slowest requests, `quorate doctor` what is wrong.\n";
+const LATENCY_HELP: &[&str] = &[
+    "LATENCY <subcommand> [<arg> [value] [opt] ...]. Subcommands are:",
+    "DOCTOR",
+    "    Tell where latencies are to be found.",
+    "HISTORY <event>",
+    "    Nothing is kept in this form.",
+    "LATEST",
+    "    Nothing is kept in this form.",
+    "RESET [<event> ...]",
+    "    Nothing is kept in this form.",
     "HELP",
     "    Prints this help.",
 ];

@@ -1,15 +1,21 @@
 //! What a connection remembers, and the commands that are about the connection and not about keys.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
 
 use super::clients::Client;
 use super::levels::{ConnectionLevels, Door};
 use super::{Config, Shared, command_info, server};
-use crate::model::{Level, Levels};
+use crate::model::{Database, Level, Levels, Version};
 use crate::resp::{
     ClientCommand, Command, CommandError, CommandKind, ConnectionCommand, Encoder, Protocol,
-    REDIS_VERSION,
+    REDIS_VERSION, Replies,
 };
+
+/// A key, and the version that it had.
+pub(super) type Watched = (Bytes, Option<Version>);
 
 /// What the connection does after a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -45,19 +51,25 @@ pub(super) struct Session {
     protocol: Protocol,
     is_logged_in: bool,
     queue: Option<Queue>,
+    watched: Option<Watched>,
+    replies: Replies,
+    database: Database,
     levels: ConnectionLevels,
     /// Writes of the last requests that stand-ins acknowledged.
     sloppy_writes: u64,
 }
 
 impl Session {
-    pub(super) const fn new(client: Arc<Client>, is_logged_in: bool, door: Levels) -> Self {
+    pub(super) fn new(client: Arc<Client>, is_logged_in: bool, door: Levels) -> Self {
         Self {
             levels: ConnectionLevels::of_door(door),
             client,
             protocol: Protocol::Resp2,
             is_logged_in,
             queue: None,
+            watched: None,
+            replies: Replies::On,
+            database: Database::default(),
             sloppy_writes: 0,
         }
     }
@@ -96,15 +108,23 @@ impl Session {
             }
             (Ok(Command::Connection(_, C::Exec)), queue) => match queue.take() {
                 None => Step::Refuse("ERR EXEC without MULTI".to_owned()),
-                Some(queue) if queue.spoilt => Step::Refuse(
-                    "EXECABORT Transaction discarded because of previous errors.".to_owned(),
-                ),
+                Some(queue) if queue.spoilt => {
+                    self.watched = None;
+                    let text = "EXECABORT Transaction discarded because of previous errors.";
+                    Step::Refuse(text.to_owned())
+                }
                 Some(queue) => Step::Transaction(queue),
             },
             (Ok(Command::Connection(_, C::Discard)), queue) => match queue.take() {
                 None => Step::Refuse("ERR DISCARD without MULTI".to_owned()),
-                Some(_) => Step::Simple("OK"),
+                Some(_) => {
+                    self.watched = None;
+                    Step::Simple("OK")
+                }
             },
+            (Ok(Command::Connection(_, C::Watch(_))), Some(_)) => {
+                Step::Refuse("ERR WATCH inside MULTI is not allowed".to_owned())
+            }
             // These take effect at once, transaction or not, as in Redis.
             (Ok(command @ Command::Connection(_, C::Quit | C::Reset)), _) | (Ok(command), None) => {
                 Step::Run(command)
@@ -127,6 +147,32 @@ impl Session {
                 Step::Simple("QUEUED")
             }
         }
+    }
+
+    /// Notes what a key held when it was watched; `false`: another one is watched already.
+    pub(super) fn watch(&mut self, key: Bytes, seen: Option<Version>) -> bool {
+        match &self.watched {
+            Some((watched, _)) => *watched == key,
+            None => {
+                self.watched = Some((key, seen));
+                true
+            }
+        }
+    }
+
+    /// The key that is watched, if one is: it is no longer.
+    pub(super) const fn take_watched(&mut self) -> Option<Watched> {
+        self.watched.take()
+    }
+
+    /// Whether it is answered.
+    pub(super) const fn replies(&self) -> Replies {
+        self.replies
+    }
+
+    /// Answers from now on, or not.
+    pub(super) const fn set_replies(&mut self, replies: Replies) {
+        self.replies = replies;
     }
 
     /// A command that could not be queued makes `EXEC` refuse the rest.
@@ -155,6 +201,10 @@ impl Session {
         match command {
             ConnectionCommand::Ping(None) => reply.simple("PONG"),
             ConnectionCommand::Ping(Some(text)) | ConnectionCommand::Echo(text) => reply.bulk(text),
+            ConnectionCommand::Unwatch => {
+                self.watched = None;
+                reply.simple("OK");
+            }
             ConnectionCommand::Quit => {
                 reply.simple("OK");
                 return Next::Close;
@@ -163,8 +213,14 @@ impl Session {
                 self.reset(config);
                 Encoder::new(output, self.protocol).simple("RESET");
             }
-            ConnectionCommand::Select(0) => reply.simple("OK"),
-            ConnectionCommand::Select(_) => reply.error("ERR DB index is out of range"),
+            ConnectionCommand::Select(number) => match Database::try_from(number) {
+                Ok(database) => {
+                    self.database = database;
+                    self.client.set_database(database);
+                    reply.simple("OK");
+                }
+                Err(_) => reply.error("ERR DB index is out of range"),
+            },
             ConnectionCommand::Auth { .. } => match self.log_in(login) {
                 Ok(()) => reply.simple("OK"),
                 Err(text) => reply.error(text),
@@ -210,7 +266,11 @@ impl Session {
 
     fn reset(&mut self, config: &Config) {
         self.queue = None;
+        self.watched = None;
+        self.replies = Replies::On;
         self.levels.reset();
+        self.database = Database::default();
+        self.client.set_database(self.database);
         self.protocol = Protocol::Resp2;
         self.is_logged_in = config.password.is_none();
         self.client.set_name(b"");
@@ -221,6 +281,11 @@ impl Session {
     pub(super) fn on_reload(&mut self, config: &Config, door: Door) {
         self.levels.set_door(config.levels.of_door(door));
         self.is_logged_in |= config.password.is_none();
+    }
+
+    /// The database that commands are about.
+    pub(super) const fn database(&self) -> Database {
+        self.database
     }
 
     pub(super) fn client(&self) -> &Client {
@@ -316,6 +381,27 @@ impl Session {
             ClientCommand::List => reply.verbatim(&shared.clients.list(now)),
             // Nothing is evicted for a connection's memory, and no command changes idle times.
             ClientCommand::NoEvict(_) | ClientCommand::NoTouch(_) => reply.simple("OK"),
+            ClientCommand::Kill(filter) => {
+                let killed = shared.clients.kill(&filter, self.client.id);
+                match (filter.is_old, killed) {
+                    (true, 0) => reply.error("ERR No such client"),
+                    (true, _) => reply.simple("OK"),
+                    (false, killed) => reply.integer(i64::try_from(killed).unwrap_or(i64::MAX)),
+                }
+            }
+            ClientCommand::Pause(ms) => {
+                let until = now.0.saturating_add(ms.min(PAUSE_MS_MAX));
+                shared.paused_until.fetch_max(until, Ordering::Relaxed);
+                reply.simple("OK");
+            }
+            ClientCommand::Unpause => {
+                shared.paused_until.store(0, Ordering::Relaxed);
+                reply.simple("OK");
+            }
+            // Nobody is ever blocked.
+            ClientCommand::Unblock => reply.integer(0),
+            // Decided before.
+            ClientCommand::Reply(_) => reply.simple("OK"),
             ClientCommand::Help => {
                 server::lines(CLIENT_HELP, reply);
             }
@@ -353,6 +439,8 @@ const NO_PASSWORD_SET: &str = "ERR AUTH <password> called without any password c
 const HELLO_WITHOUT_AUTH: &str = "NOAUTH HELLO must be called with the client already \
     authenticated, otherwise the HELLO <proto> AUTH <user> <pass> option can be used to \
     authenticate the client and select the RESP protocol version at the same time";
+/// A node that answers nobody is of use to nobody.
+const PAUSE_MS_MAX: u64 = 60_000;
 const BAD_NAME: &str = "ERR Client names cannot contain spaces, newlines or special characters.";
 const CLIENT_HELP: &[&str] = &[
     "CLIENT <subcommand> [<arg> [value] [opt] ...]. Subcommands are:",
@@ -364,14 +452,22 @@ const CLIENT_HELP: &[&str] = &[
     "    Return information about the current client connection.",
     "LIST",
     "    Return information about client connections.",
+    "KILL <option> <value> [<option> <value> ...]",
+    "    Close the connections with this ID, ADDR or LADDR; not the own one unless SKIPME no.",
     "NO-EVICT (ON|OFF)",
     "    Accepted, has no effect.",
     "NO-TOUCH (ON|OFF)",
     "    Accepted, has no effect.",
+    "PAUSE <timeout> [WRITE|ALL]",
+    "    Let commands wait for so many milliseconds, a minute at most.",
+    "REPLY (ON|OFF|SKIP)",
+    "    Answer this connection from now on, or not, or not the next command.",
     "SETINFO <option> <value>",
     "    Set client meta attr. Options are: LIB-NAME, LIB-VER.",
     "SETNAME <name>",
     "    Assign the name <name> to the current connection.",
+    "UNPAUSE",
+    "    Let commands wait no longer.",
     "HELP",
     "    Print this help.",
 ];

@@ -31,10 +31,20 @@ pub struct RespStats {
     pub misses: AtomicU64,
     /// Commands that do not exist, by name.
     unknown: Mutex<BTreeMap<String, u64>>,
+    /// What the counters that `INFO` shows were at when a client reset them.
+    reset: Mutex<Baseline>,
     /// Passwords that were wrong.
     pub failed_logins: AtomicU64,
     /// How long requests took: of each command at each level, and without one last.
     seconds: Box<[[Latencies; LEVELS]; CommandKind::COUNT]>,
+}
+
+/// Counters as they were.
+#[derive(Debug, Default)]
+struct Baseline {
+    /// By the place of the counter in [`RespStats`].
+    counters: Vec<u64>,
+    commands: Vec<(u64, u64)>,
 }
 
 /// Each level, and none: commands that are about the connection have none.
@@ -81,6 +91,7 @@ impl Default for RespStats {
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
             unknown: Mutex::default(),
+            reset: Mutex::default(),
             failed_logins: AtomicU64::new(0),
             seconds: Box::new(std::array::from_fn(|_| {
                 std::array::from_fn(|_| Latencies::default())
@@ -94,6 +105,60 @@ impl RespStats {
     pub fn count(&self, kind: CommandKind, is_ok: bool) {
         let counters = if is_ok { &self.answered } else { &self.failed };
         counters[kind as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Lets what `INFO` shows begin from nothing. Metrics go on: they are never set back.
+    pub(super) fn reset(&self) {
+        let now = Baseline {
+            counters: self
+                .shown()
+                .iter()
+                .map(|c| c.load(Ordering::Relaxed))
+                .collect(),
+            commands: CommandKind::ALL.iter().map(|kind| self.of(*kind)).collect(),
+        };
+        *self.reset.lock().unwrap_or_else(PoisonError::into_inner) = now;
+    }
+
+    /// A counter that `INFO` shows, since it was reset.
+    pub(super) fn since_reset(&self, counter: &AtomicU64) -> u64 {
+        let place = self
+            .shown()
+            .iter()
+            .position(|shown| std::ptr::eq(*shown, counter));
+        let baseline = self.reset.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = place.and_then(|place| baseline.counters.get(place));
+        let before = before.copied().unwrap_or(0);
+        counter.load(Ordering::Relaxed).saturating_sub(before)
+    }
+
+    /// How many commands of a kind were answered and failed since the reset.
+    pub(super) fn of_since_reset(&self, kind: CommandKind) -> (u64, u64) {
+        let baseline = self.reset.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = baseline.commands.get(kind as usize);
+        let before = before.copied().unwrap_or_default();
+        let now = self.of(kind);
+        (
+            now.0.saturating_sub(before.0),
+            now.1.saturating_sub(before.1),
+        )
+    }
+
+    /// All commands since the reset.
+    pub(super) fn commands_since_reset(&self) -> u64 {
+        let of = CommandKind::ALL
+            .iter()
+            .map(|kind| self.of_since_reset(*kind));
+        of.map(|(answered, failed)| answered + failed).sum()
+    }
+
+    const fn shown(&self) -> [&AtomicU64; 4] {
+        [
+            &self.connections_accepted,
+            &self.connections_refused,
+            &self.hits,
+            &self.misses,
+        ]
     }
 
     /// Notes how long commands took that were carried out together: each took all of it.

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout_at;
 
 use super::{Coordinator, Inner, RequestError};
-use crate::model::{NodeTag, PartitionId, Summary};
+use crate::model::{Kind, NodeTag, PartitionId, Summary};
 use crate::net::{CallError, Lane, Operations, ReplySink, Response};
 use crate::protocol::{HomeTold, KeysPage, KeysTold};
 use crate::ring::View;
@@ -24,8 +24,8 @@ use crate::wire::{
 /// Keys, and where to go on.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct KeyPage {
-    /// Live keys.
-    pub keys: Vec<Bytes>,
+    /// Live keys, each with the kind of its value.
+    pub keys: Vec<(Bytes, Kind)>,
     /// The cursor of the next page; 0: this was the last one.
     pub next: u64,
 }

@@ -4,7 +4,7 @@
 //! there is nobody to wait for, nothing to keep, no batch to build.
 
 use super::Inner;
-use crate::model::{Expiry, Kind, Millis, Record, RecordRef, Summary, Version};
+use crate::model::{Database, Expiry, Kind, Millis, Record, RecordRef, Summary, Version};
 use crate::node::replica::Written;
 use crate::ring::View;
 use crate::store::ExpiryChange;
@@ -18,6 +18,7 @@ pub struct Local<'a> {
     inner: &'a Inner,
     view: Arc<View>,
     wall: Millis,
+    database: Database,
 }
 
 impl<'a> Local<'a> {
@@ -30,12 +31,19 @@ impl<'a> Local<'a> {
             inner,
             view,
             wall: inner.env.clock.wall(),
+            database: Database::default(),
         })
+    }
+
+    /// The keys are those of this database from now on.
+    pub const fn select(&mut self, database: Database) {
+        self.database = database;
     }
 
     /// Reads a live value in place: `read` runs under a lock and must be short.
     pub fn get<T>(&self, key: &[u8], read: impl FnOnce(Option<(&[u8], Kind)>) -> T) -> T {
-        let key = self.inner.hashed(&self.view, key);
+        let key = self.database.key(key);
+        let key = self.inner.hashed(&self.view, &key);
         let now = self.now();
         self.inner.replica.read(key, |record| {
             let live = record.filter(|record| !record.is_expired(now));
@@ -46,10 +54,9 @@ impl<'a> Local<'a> {
     /// All but the value, if there is a live one.
     #[must_use]
     pub fn look(&self, key: &[u8]) -> Option<Summary> {
-        let summary = self
-            .inner
-            .replica
-            .summary(self.inner.hashed(&self.view, key));
+        let key = self.database.key(key);
+        let key = self.inner.hashed(&self.view, &key);
+        let summary = self.inner.replica.summary(key);
         summary.filter(|summary| summary.is_live(self.now()))
     }
 
@@ -60,7 +67,8 @@ impl<'a> Local<'a> {
         value: Option<&[u8]>,
         expires_at: Option<Millis>,
     ) -> Result<bool, Refusal> {
-        let key = self.inner.hashed(&self.view, key);
+        let key = self.database.key(key);
+        let key = self.inner.hashed(&self.view, &key);
         loop {
             let version = self.stamp();
             let expiry = Expiry {
@@ -86,7 +94,8 @@ impl<'a> Local<'a> {
 
     /// Updates a key. What is told.
     pub fn update(&self, key: &[u8], change: &Change) -> Result<Reply, Refusal> {
-        let key = self.inner.hashed(&self.view, key);
+        let key = self.database.key(key);
+        let key = self.inner.hashed(&self.view, &key);
         let replica = &self.inner.replica;
         loop {
             let held = replica.read(key, |record| record.map(|record| record.to_record()));
@@ -115,7 +124,8 @@ impl<'a> Local<'a> {
         key: &[u8],
         at: Option<Millis>,
     ) -> Result<(Option<Summary>, Option<Millis>), Refusal> {
-        let key = self.inner.hashed(&self.view, key);
+        let key = self.database.key(key);
+        let key = self.inner.hashed(&self.view, &key);
         loop {
             let expiry = Expiry {
                 version: self.stamp(),

@@ -6,6 +6,7 @@
 //! is no task, channel or timer for each operation.
 
 mod batch;
+mod databases;
 mod item;
 mod keyspace;
 mod local;
@@ -194,6 +195,7 @@ pub(super) struct Inner {
     pub(super) stats: CoordinatorStats,
     hedging: Arc<Hedging>,
     updater: Updater,
+    counted: databases::Counted,
     staleness: StalenessMeter,
 }
 
@@ -271,6 +273,7 @@ impl Coordinator {
             stats,
             hedging,
             updater,
+            counted: databases::Counted::default(),
             staleness: StalenessMeter::default(),
         }))
     }

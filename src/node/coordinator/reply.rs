@@ -54,6 +54,9 @@ impl Reply {
             | Answer::Accepted(_)
             | Answer::Outbid(_)
             | Answer::Updated(_)
+            | Answer::Flushed
+            | Answer::Counts(_)
+            | Answer::Heard(_)
             | Answer::Clock(_)
             | Answer::Keys(..)
             | Answer::Page(..)

@@ -50,6 +50,9 @@ pub struct Load {
     /// What its own configuration says that should be the same everywhere.
     #[serde(default)]
     pub settings: Shared,
+    /// Up to which version it has emptied databases: their numbers, the clock, the writer.
+    #[serde(default)]
+    pub flushes: Vec<(u8, u64, u64)>,
     /// It is about to stop: nothing should be asked of it any more.
     #[serde(default)]
     pub is_stopping: bool,

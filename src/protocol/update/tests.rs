@@ -250,3 +250,28 @@ fn a_promise_that_stands_saves_the_question() {
     op.on_accepted(1, version(20), false);
     assert!(op.outcomes().1.is_none());
 }
+
+#[test]
+fn of_transactions_on_what_was_seen_together_the_first_one_is_made() {
+    let transaction = |coordinator| Updates {
+        id: UpdateId {
+            coordinator: NodeTag(coordinator),
+            sequence: 1,
+        },
+        changes: vec![Change::Transaction(
+            Some(version(5)),
+            vec![Bytes::from_static(b"INCR k\r\n")],
+        )],
+        ..incr(1)
+    };
+    let mut op = begun(vec![transaction(1), transaction(2)], 20);
+    op.on_promise(0, version(20), holds(5, "1"), no_next);
+    op.on_promise(1, version(20), holds(5, "1"), no_next);
+    assert_eq!(value(&op), b"2");
+    op.on_accepted(0, version(20), false);
+    op.on_accepted(1, version(20), false);
+    let outcomes: Vec<Updated> = op.outcomes().0.into_iter().map(|(_, told)| told).collect();
+    let first = Updated::Made(Some(vec![Reply::Array(vec![Reply::Integer(2)])]));
+    let second = Updated::Made(Some(vec![Reply::Nil]));
+    assert_eq!(outcomes, [first, second]);
+}

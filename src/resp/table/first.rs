@@ -84,6 +84,19 @@ pub(super) const FACTS: &[CommandFacts] = &[
         ],
     ),
     facts(
+        "copy",
+        -3,
+        &["write", "denyoom"],
+        (1, 2, 1),
+        &["@keyspace", "@write", "@slow"],
+        [
+            "Writes a value under another key.",
+            "6.2.0",
+            "generic",
+            "O(1)",
+        ],
+    ),
+    facts(
         "dbsize",
         1,
         &["readonly", "fast"],
@@ -313,6 +326,32 @@ pub(super) const FACTS: &[CommandFacts] = &[
             "7.0.0",
             "generic",
             "O(1)",
+        ],
+    ),
+    facts(
+        "flushall",
+        -1,
+        &["write"],
+        (0, 0, 0),
+        &["@keyspace", "@write", "@slow", "@dangerous"],
+        [
+            "Empties all databases.",
+            "1.0.0",
+            "server",
+            "O(1), then O(N) in the background",
+        ],
+    ),
+    facts(
+        "flushdb",
+        -1,
+        &["write"],
+        (0, 0, 0),
+        &["@keyspace", "@write", "@slow", "@dangerous"],
+        [
+            "Empties a database.",
+            "1.0.0",
+            "server",
+            "O(1), then O(N) in the background",
         ],
     ),
     facts(
