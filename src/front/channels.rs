@@ -198,7 +198,7 @@ mod tests {
         assert_eq!(heard.try_recv(), Ok(plain));
         let matched = Heard::Matched(Bytes::from_static(b"n*"), news.clone(), message.clone());
         assert_eq!(heard.try_recv(), Ok(matched));
-        assert_eq!(channels.names(None), [news.clone()]);
+        assert_eq!(channels.names(None), vec![news.clone()]);
         assert_eq!((channels.count(b"news"), channels.patterns()), (1, 1));
         assert_eq!(channels.leave(1, (b"n*", true)), 1);
         channels.forget(1);

@@ -110,10 +110,8 @@ impl PeerServer {
                 return self.replica.is_sure(key.partition);
             }
             Operation::Write(key, record) => {
-                let written = self
-                    .key(key)
-                    .ok_or(Refusal::TooBig)
-                    .and_then(|key| self.replica.write(key, RecordRef::from(record), wall));
+                let key = self.key(key).ok_or(Refusal::TooBig);
+                let written = key.and_then(|key| self.replica.write(key, record.into(), wall));
                 encode(&written.map_or_else(Answer::Refused, to_answer), out);
             }
             Operation::Expire(key, expiry) => return self.expire(key, expiry, wall, out),
@@ -142,33 +140,16 @@ impl PeerServer {
                 return false;
             }
             Operation::Members => {
-                encode(
-                    &Answer::Members(ByteSlice::new(&(self.member_table)())),
-                    out,
-                );
+                let table = (self.member_table)();
+                encode(&Answer::Members(ByteSlice::new(&table)), out);
             }
             Operation::Clock => encode(&Answer::Clock(self.clock.wall()), out),
             Operation::Compare(..)
             | Operation::Symbols(..)
             | Operation::States(..)
             | Operation::Fetch(..) => self.compare(operation, room, out),
-            Operation::Publish(channel, message) => {
-                let heard = self.channels.get().map_or(0, |channels| {
-                    let channel = Bytes::copy_from_slice(channel);
-                    channels.publish(&channel, &Bytes::copy_from_slice(message))
-                });
-                encode(
-                    &Answer::Heard(u32::try_from(heard).unwrap_or(u32::MAX)),
-                    out,
-                );
-            }
-            Operation::Flush(database, up_to) => {
-                let database = Database::try_from(i64::from(database));
-                let flushed = database.map_err(|_none| Refusal::OtherRing);
-                let flushed = flushed
-                    .and_then(|database| self.replica.flush(database, from_wire(up_to), wall));
-                let flushed = flushed.map_or_else(Answer::Refused, |_| Answer::Flushed);
-                encode(&flushed, out);
+            Operation::Publish(..) | Operation::Flush(..) => {
+                encode(&self.hear(operation, wall), out);
             }
             Operation::Promise(..) | Operation::Accept(..) => {
                 self.decide(operation, wall, room, out);
@@ -200,6 +181,28 @@ impl PeerServer {
             }
             // It is asked for these four only.
             _ => encode(&Answer::Refused(Refusal::NoSession), out),
+        }
+    }
+
+    /// Answers what all nodes are told.
+    fn hear(&self, operation: Operation<'_>, wall: Millis) -> Answer<'static> {
+        match operation {
+            Operation::Publish(channel, message) => {
+                let heard = self.channels.get().map_or(0, |channels| {
+                    let channel = Bytes::copy_from_slice(channel);
+                    channels.publish(&channel, &Bytes::copy_from_slice(message))
+                });
+                Answer::Heard(u32::try_from(heard).unwrap_or(u32::MAX))
+            }
+            Operation::Flush(database, up_to) => {
+                let database = Database::try_from(i64::from(database));
+                let flushed = database.map_err(|_none| Refusal::OtherRing);
+                let flushed = flushed
+                    .and_then(|database| self.replica.flush(database, from_wire(up_to), wall));
+                flushed.map_or_else(Answer::Refused, |_| Answer::Flushed)
+            }
+            // It is asked for these two only.
+            _ => Answer::Refused(Refusal::OtherRing),
         }
     }
 

@@ -159,7 +159,7 @@ mod tests {
 
     fn keys(told: &KeysTold) -> (Vec<u8>, Option<u64>) {
         let MergedKeys { keys, until } = told.merge(P, Millis(100), hash);
-        (keys.iter().map(|key| key[0]).collect(), until)
+        (keys.iter().map(|(key, _)| key[0]).collect(), until)
     }
 
     #[test]

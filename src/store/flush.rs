@@ -9,7 +9,7 @@ use std::sync::{PoisonError, RwLock};
 
 use super::packed::Packed;
 use super::{Group, Held, Store};
-use crate::model::{Database, HashedKey, Millis, PartitionId, Stamp, Version};
+use crate::model::{Database, HashedKey, Millis, PartitionId, Prior, Stamp, Version};
 
 /// When each database was emptied last.
 #[derive(Debug, Default)]
@@ -33,6 +33,13 @@ impl Flushes {
     #[inline]
     pub(super) fn covers(&self, key: &[u8], stamp: Stamp) -> bool {
         self.of(key).is_some_and(|by| stamp.newest() <= by)
+    }
+
+    /// What passes a state of this key that was emptied out before it came.
+    #[inline]
+    pub(super) fn passed_by(&self, key: &[u8], stamp: Stamp) -> Option<Prior> {
+        let by = self.of(key)?;
+        (stamp.newest() <= by).then(|| Prior::of(by))
     }
 
     fn all(&self) -> [Version; Database::COUNT] {
@@ -135,7 +142,7 @@ mod tests {
 
     use super::super::{Applied, Limits};
     use super::*;
-    use crate::model::{Digest, HlcTime, KeyHasher, NodeTag, Prior, Record};
+    use crate::model::{Digest, HlcTime, KeyHasher, NodeTag, Record};
 
     fn version(hlc: u64) -> Version {
         Version {

@@ -138,6 +138,9 @@ impl Store {
     /// Takes a record if it is newer than what is held, and than what was promised. Taking the same one
     /// twice is harmless.
     pub fn apply(&self, key: HashedKey<'_>, record: RecordRef<'_>, now: Millis) -> Applied {
+        if let Some(by) = self.flushes.passed_by(key.bytes, record.stamp()) {
+            return Applied::Superseded { by };
+        }
         let mut group = self.group_mut(key.partition);
         self.apply_in(&mut group, key, record, now)
     }
@@ -157,12 +160,6 @@ impl Store {
             has_aged,
             promises,
         } = group;
-        if let Some(by) = self.flushes.of(key.bytes)
-            && record.stamp().newest() <= by
-        {
-            let by = Prior::of(by);
-            return Applied::Superseded { by };
-        }
         let too_old = |held: Option<Version>| promises.keeps_out(key.hash, record, held);
         let at = place_in_group(key.partition);
         let is_key = |place: &Place| slab.get(*place).key() == key.bytes;
@@ -185,10 +182,7 @@ impl Store {
             Entry::Occupied(mut occupied) => {
                 let place = occupied.get_mut();
                 let packed = slab.get(*place);
-                let mut prior = prior(packed, now);
-                if self.flushes.covers(key.bytes, packed.stamp()) {
-                    prior = Prior::default();
-                }
+                let prior = self.prior(packed, now);
                 let held = packed.record();
                 let is_older = held.stamp() > record.stamp();
                 if is_older {
@@ -242,6 +236,16 @@ impl Store {
                 digest(old),
                 digest(new),
             );
+        }
+    }
+
+    fn prior(&self, packed: Packed<'_>, now: Millis) -> Prior {
+        if self.flushes.covers(packed.key(), packed.stamp()) {
+            return Prior::default();
+        }
+        Prior {
+            stamp: Some(packed.stamp()),
+            live: packed.is_value() && !packed.is_expired(now),
         }
     }
 
@@ -478,13 +482,6 @@ impl Held {
             tombstones: 1 - values,
             bytes: Layout::of(key, record).total() as u64,
         }
-    }
-}
-
-fn prior(packed: Packed<'_>, now: Millis) -> Prior {
-    Prior {
-        stamp: Some(packed.stamp()),
-        live: packed.is_value() && !packed.is_expired(now),
     }
 }
 

@@ -41,7 +41,7 @@ impl History {
             match result {
                 Ok(()) => (Some(Kind::Write(value)), Ok(())),
                 // It says so when it has not even begun.
-                Err(error) if error.to_string().contains("nothing was written") => (None, Ok(())),
+                Err(error) if error.to_string().contains("nothing was changed") => (None, Ok(())),
                 Err(error) => (Some(Kind::MaybeWrite(value)), Err(error)),
             }
         } else {

@@ -6,6 +6,8 @@ mod bad_input;
 #[path = "../sim/checker.rs"]
 mod checker;
 #[cfg(test)]
+mod clients;
+#[cfg(test)]
 mod cluster;
 #[cfg(test)]
 mod common;
@@ -23,3 +25,5 @@ mod replies;
 mod sloppy;
 #[cfg(test)]
 mod trust;
+#[cfg(test)]
+mod updates;

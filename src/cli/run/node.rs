@@ -111,8 +111,7 @@ impl Node {
         };
         tell_load(env, status.clone(), owed);
         let certificates = Arc::new(CertificateWatch::default());
-        let doors = (&certificates, own.channels);
-        let resp = open_doors(settings, env, &status, doors).await?;
+        let resp = open_doors(settings, env, &status, (&certificates, own.channels)).await?;
         info!(node = %settings.node, cluster = settings.cluster, "started");
         Ok(Self {
             trust,

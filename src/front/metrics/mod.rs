@@ -48,6 +48,14 @@ impl Metrics {
     }
 }
 
+const fn counter(name: &'static str, help: &'static str, counted: u64) -> Counter {
+    Counter {
+        name,
+        help,
+        counted,
+    }
+}
+
 #[derive(Debug)]
 struct Snapshot {
     metrics: Metrics,
@@ -73,7 +81,9 @@ impl Collector for Snapshot {
         self.connections(out)?;
         self.certificates(out)?;
         self.machine(out)?;
-        let counters = self.door_counters().into_iter().chain(self.room_counters());
+        let counters = self.door_counters().into_iter();
+        let counters = counters.chain(self.room_counters());
+        let counters = counters.chain(self.update_counters());
         for Counter {
             name,
             help,
@@ -195,11 +205,6 @@ impl Snapshot {
         let net = self.status.endpoint.stats();
         let drift = self.status.replica.drift_refusals();
         let gossip = self.status.membership.refused_messages();
-        let counter = |name, help, counted| Counter {
-            name,
-            help,
-            counted,
-        };
         let of = load;
         [
             counter(
@@ -257,6 +262,44 @@ impl Snapshot {
                 "clock_drift_refusals",
                 "Writes too far ahead of the clock",
                 drift,
+            ),
+        ]
+    }
+
+    fn update_counters(&self) -> [Counter; 6] {
+        let stats = self.status.coordinator.stats();
+        let updates = self.status.coordinator.updater().proposer().stats();
+        let of = load;
+        [
+            counter(
+                "updates_made",
+                "Atomic updates that this node has made",
+                of(&updates.made),
+            ),
+            counter(
+                "updates_not_made",
+                "Atomic updates that this node could not make",
+                of(&updates.not_made),
+            ),
+            counter(
+                "updates_uncertain",
+                "Atomic updates whose clients were told UNCERTAIN",
+                of(&stats.uncertain_updates),
+            ),
+            counter(
+                "update_promises_asked",
+                "Times that homes were asked to promise a ballot",
+                of(&updates.promises_asked),
+            ),
+            counter(
+                "update_results_given",
+                "Times that homes were given a result to take",
+                of(&updates.results_given),
+            ),
+            counter(
+                "update_rounds_again",
+                "Rounds of updates that were begun again",
+                of(&updates.rounds_again),
             ),
         ]
     }
