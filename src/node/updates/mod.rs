@@ -178,6 +178,7 @@ impl Updater {
             },
             is_open: false,
             is_renewed: false,
+            refused_for_good: 0,
             not_made: QuorumNotMet {
                 need: 1,
                 got: 0,
@@ -195,8 +196,13 @@ impl Updater {
                 });
             }
             let Some(home) = self.first_home(key, &tried) else {
+                if attempt.refused_for_good > 0 && attempt.refused_for_good == tried.len() {
+                    // None of them would do it a moment later.
+                    return Err(UpdateError::NotMade(attempt.not_made));
+                }
                 // All were asked. Membership, or who has caught up, may change meanwhile.
                 tried.clear();
+                attempt.refused_for_good = 0;
                 sleep_until((now + pause).min(deadline)).await;
                 pause = (pause * 2).min(PAUSE_MAX);
                 continue;
@@ -217,7 +223,8 @@ impl Updater {
                 Asked::Told(Updated::Made(None)) => return Err(UpdateError::AnswerLost),
                 Asked::Told(Updated::NotMade(why)) => {
                     attempt.not_made = why;
-                    if why.refusal == Some(Refusal::ClockDrift) {
+                    if matches!(why.refusal, Some(Refusal::ClockDrift | Refusal::TooBig)) {
+                        attempt.refused_for_good += 1;
                         self.avoid(home, now);
                     }
                 }
@@ -368,6 +375,8 @@ struct Attempt {
     is_open: bool,
     /// It was begun anew.
     is_renewed: bool,
+    /// How many homes have said that they never would.
+    refused_for_good: usize,
     /// Why the last home that said so has not.
     not_made: QuorumNotMet,
 }
