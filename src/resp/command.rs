@@ -244,6 +244,9 @@ pub enum CommandError {
     /// `SCRIPT FLUSH` with something else than how.
     #[error("ERR SCRIPT FLUSH only support SYNC|ASYNC option")]
     ScriptFlush,
+    /// `CLIENT PAUSE` of something else.
+    #[error("ERR CLIENT PAUSE mode must be WRITE or ALL")]
+    PauseMode,
     /// `CLIENT KILL` of a number that is none.
     #[error("ERR client-id should be greater than 0")]
     ClientId,

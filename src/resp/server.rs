@@ -232,7 +232,7 @@ fn pause(args: Args<'_>) -> Result<ClientCommand<'_>, CommandError> {
     let ms = u64::try_from(ms).map_err(|_negative| CommandError::NegativeTimeout)?;
     match args.get(3).map(<[u8]>::to_ascii_uppercase).as_deref() {
         None | Some(b"ALL" | b"WRITE") => Ok(ClientCommand::Pause(ms)),
-        Some(_) => Err(CommandError::Syntax),
+        Some(_) => Err(CommandError::PauseMode),
     }
 }
 

@@ -74,8 +74,8 @@ pub enum Change {
     /// Carry out a command, as a client has sent it.
     #[serde(rename = "c")]
     Command(Bytes),
-    /// Carry out commands if what the client has seen is still there, and nothing otherwise. `None`:
-    /// it has seen that there is nothing.
+    /// Carry out commands if what the client has seen, a value or none, is still of this version, and
+    /// nothing otherwise.
     #[serde(rename = "t")]
     Transaction(Option<Version>, Vec<Bytes>),
 }
@@ -94,10 +94,7 @@ impl State {
             Body::Tombstone => None,
         });
         Self {
-            version: held
-                .as_ref()
-                .and(record)
-                .map(|record| record.stamp().newest()),
+            version: record.map(|record| record.stamp().newest()),
             held,
             is_another: false,
             is_changed: false,
@@ -144,10 +141,11 @@ impl Change {
     /// Does it to a state. What is told of it.
     pub fn make(&self, state: &mut State, context: Context) -> Reply {
         match self {
-            Self::Look => Reply::Seen(state.held.as_ref().map(|held| {
-                let version = state.version.unwrap_or_default();
-                (held.value.clone(), held.kind, held.expires_at, version)
-            })),
+            Self::Look => {
+                let held = state.held.clone();
+                let seen = held.map(|held| (held.value, held.kind, held.expires_at));
+                Reply::Seen(seen, state.version)
+            }
             Self::Set(value, expires_at) => {
                 state.set(Some(Held {
                     value: value.clone(),

@@ -32,9 +32,10 @@ pub enum Reply {
     /// Several, each behind its name.
     #[serde(rename = "m")]
     Map(Vec<(Bytes, Bytes)>),
-    /// To a look: the value, its kind, its end, and the newest of its versions.
+    /// To a look: the value, its kind and its end, if there is one; and the newest version of what is
+    /// there, a value or none.
     #[serde(rename = "l")]
-    Seen(Option<(Bytes, Kind, Option<Millis>, Version)>),
+    Seen(Option<(Bytes, Kind, Option<Millis>)>, Option<Version>),
 }
 
 impl Reply {
@@ -42,8 +43,8 @@ impl Reply {
     #[must_use]
     pub fn bytes(&self) -> usize {
         let varied = match self {
-            Self::Nil | Self::Ok | Self::Integer(_) | Self::Seen(None) => 0,
-            Self::Bulk(bytes) | Self::Seen(Some((bytes, ..))) => bytes.len(),
+            Self::Nil | Self::Ok | Self::Integer(_) | Self::Seen(None, _) => 0,
+            Self::Bulk(bytes) | Self::Seen(Some((bytes, ..)), _) => bytes.len(),
             Self::Status(text) | Self::Error(text) => text.len(),
             Self::Array(replies) => replies.iter().map(Self::bytes).sum(),
             Self::Map(pairs) => pairs.iter().map(|(f, v)| f.len() + v.len() + 8).sum(),

@@ -230,7 +230,7 @@ fn from_reply(lua: &Lua, reply: &Reply) -> mlua::Result<Value> {
         Ok(Value::Table(table))
     };
     Ok(match reply {
-        Reply::Nil | Reply::Seen(_) => Value::Boolean(false),
+        Reply::Nil | Reply::Seen(..) => Value::Boolean(false),
         Reply::Ok => return named("ok", "OK"),
         Reply::Status(text) => return named("ok", text),
         Reply::Error(text) => return named("err", text),

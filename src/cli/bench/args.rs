@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::Args;
 
+use super::commands::WriteCommand;
 use crate::model::KEY_BYTES_MAX;
 
 /// Load any RESP server and measure throughput, latency and hit ratio
@@ -45,6 +46,15 @@ pub struct BenchArgs {
     /// Reads to writes
     #[arg(long, value_name = "GET:SET", default_value = "1:1")]
     pub(super) ratio: Ratio,
+
+    /// What a write is
+    #[arg(
+        long,
+        value_name = "COMMAND",
+        default_value = "set",
+        conflicts_with = "trace"
+    )]
+    pub(super) write: WriteCommand,
 
     /// Distinct keys
     #[arg(long, value_name = "N", default_value_t = 100_000, value_parser = bounded(1, KEYS_MAX))]

@@ -20,12 +20,26 @@ pub(super) struct Shape {
     pub(super) key_size: usize,
     /// Bytes the value of a numbered key.
     pub(super) value_size: usize,
+    /// What a write is.
+    pub(super) write: WriteCommand,
     /// Seconds that numbered keys live; `None`: for ever.
     pub(super) ttl: Option<u64>,
     /// Replicas to wait for after each write.
     pub(super) wait: Option<u64>,
     /// Decides the bytes of values.
     pub(super) seed: u64,
+}
+
+/// What a write is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum WriteCommand {
+    /// `SET key value`
+    #[default]
+    Set,
+    /// `SET key value NX`
+    SetNx,
+    /// `INCR key`
+    Incr,
 }
 
 /// A write of a key that is not a number.
@@ -60,7 +74,11 @@ impl Commands {
         let mut get = Vec::new();
         commands.get_key(&mut get, &key);
         let mut set = Vec::new();
-        commands.set_key(&mut set, write);
+        match shape.write {
+            WriteCommand::Set => commands.set_key(&mut set, write),
+            WriteCommand::SetNx => commands.add_key(&mut set, write),
+            WriteCommand::Incr => commands.incr_key(&mut set, &key),
+        }
         commands.get = Template::new(get, &key);
         commands.set = Template::new(set, &key);
         commands
@@ -84,6 +102,26 @@ impl Commands {
 
     pub(super) fn set_key(&self, out: &mut Vec<u8>, write: Write<'_>) {
         push_array(out, if write.ttl.is_some() { 5 } else { 3 });
+        self.push_write(out, write);
+        out.extend_from_slice(&self.wait);
+    }
+
+    /// The same, if there is none.
+    fn add_key(&self, out: &mut Vec<u8>, write: Write<'_>) {
+        push_array(out, if write.ttl.is_some() { 6 } else { 4 });
+        self.push_write(out, write);
+        push_bulk(out, b"NX");
+        out.extend_from_slice(&self.wait);
+    }
+
+    fn incr_key(&self, out: &mut Vec<u8>, key: &[u8]) {
+        push_array(out, 2);
+        push_bulk(out, b"INCR");
+        push_bulk(out, key);
+        out.extend_from_slice(&self.wait);
+    }
+
+    fn push_write(&self, out: &mut Vec<u8>, write: Write<'_>) {
         push_bulk(out, b"SET");
         push_bulk(out, write.key);
         push_header(out, b'$', write.value_size);
@@ -98,7 +136,6 @@ impl Commands {
             push_bulk(out, b"EX");
             push_bulk(out, seconds.to_string().as_bytes());
         }
-        out.extend_from_slice(&self.wait);
     }
 
     pub(super) fn del_key(&self, out: &mut Vec<u8>, key: &[u8]) {
@@ -119,14 +156,18 @@ struct Template {
 
 impl Template {
     fn new(bytes: Vec<u8>, key: &[u8]) -> Self {
-        // "GET" and "SET" have the same length, and so has all that stands before the key.
+        // The name of the command comes before its key, and is no number.
+        let name = bytes.iter().position(u8::is_ascii_alphabetic).unwrap_or(0);
+        let name = name
+            + bytes[name..]
+                .iter()
+                .take_while(|b| b.is_ascii_alphabetic())
+                .count();
         let mut head = Vec::new();
-        push_array(&mut head, 2);
-        push_bulk(&mut head, b"GET");
         push_header(&mut head, b'$', key.len());
         Self {
             bytes,
-            key_end: head.len() + key.len(),
+            key_end: name + b"\r\n".len() + head.len() + key.len(),
         }
     }
 
@@ -211,6 +252,7 @@ mod tests {
 
     fn shape() -> Shape {
         Shape {
+            write: WriteCommand::Set,
             key_size: 16,
             value_size: 3,
             ttl: None,

@@ -168,6 +168,7 @@ fn populate(args: &BenchArgs) -> Job {
 
 fn shape(args: &BenchArgs, wait: Option<u64>) -> Shape {
     Shape {
+        write: args.write,
         key_size: size(args.key_size),
         value_size: size(args.value_size.unwrap_or(VALUE_SIZE)),
         ttl: args.ttl,

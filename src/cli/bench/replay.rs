@@ -230,6 +230,7 @@ mod tests {
     use super::*;
 
     const SHAPE: Shape = Shape {
+        write: super::super::commands::WriteCommand::Set,
         key_size: 16,
         value_size: 1,
         ttl: None,

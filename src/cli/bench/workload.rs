@@ -169,6 +169,7 @@ mod tests {
     #[test]
     fn sweeps_of_all_connections_write_every_key_once() {
         let commands = Commands::new(super::super::commands::Shape {
+            write: super::super::commands::WriteCommand::Set,
             key_size: 16,
             value_size: 1,
             ttl: None,
@@ -194,6 +195,7 @@ mod tests {
     #[test]
     fn a_batch_of_large_values_is_cut() {
         let commands = Commands::new(super::super::commands::Shape {
+            write: super::super::commands::WriteCommand::Set,
             key_size: 16,
             value_size: 600_000,
             ttl: None,

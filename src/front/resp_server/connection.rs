@@ -467,13 +467,10 @@ impl Executor<'_> {
         let key = Bytes::copy_from_slice(&self.session.database().key(key));
         let look = Action::Update(Change::Look);
         let told = match ring_wide::ask(key.clone(), look, self.shared).await {
-            Ok(update::Reply::Seen(seen)) => {
-                let version = seen.map(|(.., version)| version);
-                match self.session.watch(key, version) {
-                    true => update::Reply::Ok,
-                    false => update::Reply::Error(WATCHED.to_owned()),
-                }
-            }
+            Ok(update::Reply::Seen(_, version)) => match self.session.watch(key, version) {
+                true => update::Reply::Ok,
+                false => update::Reply::Error(WATCHED.to_owned()),
+            },
             Ok(_) => update::Reply::Ok,
             Err(text) => update::Reply::Error(text),
         };

@@ -146,7 +146,7 @@ pub(super) fn told(update: &Reply, reply: &mut Encoder<'_>) {
                 reply.bulk(bytes);
             }
         }
-        Reply::Seen(seen) => match seen {
+        Reply::Seen(seen, _) => match seen {
             Some((value, ..)) => reply.bulk(value),
             None => reply.null(),
         },

@@ -10,7 +10,7 @@ use crate::resp::ConnectionCommand;
 use crate::update::{Change, Reply};
 
 /// What a key holds.
-type Seen = (Bytes, crate::model::Kind, Option<Millis>, Version);
+type Seen = (Bytes, crate::model::Kind, Option<Millis>);
 
 /// Answers one of these commands; `None`: it is none.
 pub(super) async fn answer(
@@ -72,7 +72,7 @@ async fn rename(
     database: Database,
     shared: &Shared,
 ) -> Result<Reply, String> {
-    let Some(seen) = look(from, database, shared).await? else {
+    let (Some(seen), version) = look(from, database, shared).await? else {
         return Err("ERR no such key".to_owned());
     };
     let done = |is_done: bool| match if_absent {
@@ -82,10 +82,9 @@ async fn rename(
     if from == to {
         return Ok(done(false));
     }
-    let version = seen.3;
     let is_written = put(to, database, (seen, if_absent), shared).await?;
     if is_written {
-        let delete = Change::Transaction(Some(version), vec![Bytes::from_static(b"DEL k\r\n")]);
+        let delete = Change::Transaction(version, vec![Bytes::from_static(b"DEL k\r\n")]);
         update(from, database, delete, shared).await?;
     }
     Ok(done(is_written))
@@ -100,24 +99,28 @@ async fn copy(
     if (from, database) == (to, into) {
         return Err("ERR source and destination objects are the same".to_owned());
     }
-    let Some(seen) = look(from, database, shared).await? else {
+    let (Some(seen), _) = look(from, database, shared).await? else {
         return Ok(Reply::Integer(0));
     };
     let is_written = put(to, into, (seen, !replaces), shared).await?;
     Ok(number(u64::from(is_written)))
 }
 
-async fn look(key: &[u8], database: Database, shared: &Shared) -> Result<Option<Seen>, String> {
+async fn look(
+    key: &[u8],
+    database: Database,
+    shared: &Shared,
+) -> Result<(Option<Seen>, Option<Version>), String> {
     match update(key, database, Change::Look, shared).await? {
-        Reply::Seen(seen) => Ok(seen),
-        _ => Ok(None),
+        Reply::Seen(seen, version) => Ok((seen, version)),
+        _ => Ok((None, None)),
     }
 }
 
 async fn put(
     key: &[u8],
     database: Database,
-    ((value, kind, expires_at, _), if_absent): (Seen, bool),
+    ((value, kind, expires_at), if_absent): (Seen, bool),
     shared: &Shared,
 ) -> Result<bool, String> {
     let put = Change::Put(value, kind, expires_at, if_absent);

@@ -560,14 +560,14 @@ impl Form {
                 existed: told.first() == Some(&Reply::Integer(1)),
                 had_end: told.get(1) == Some(&Reply::Integer(1)),
             },
-            (Self::Get, Reply::Seen(None)) => Outcome::Value(None),
-            (Self::Get, Reply::Seen(Some((value, Kind::String, ..)))) => {
+            (Self::Get, Reply::Seen(None, _)) => Outcome::Value(None),
+            (Self::Get, Reply::Seen(Some((value, Kind::String, _)), _)) => {
                 Outcome::Value(Some(value))
             }
-            (Self::Get, Reply::Seen(Some((value, Kind::Hash, ..)))) => Outcome::Hash(value),
-            (Self::Look, Reply::Seen(seen)) => {
-                Outcome::Look(seen.map(|(value, kind, expires_at, version)| Summary {
-                    stamp: Stamp::fresh(version),
+            (Self::Get, Reply::Seen(Some((value, Kind::Hash, _)), _)) => Outcome::Hash(value),
+            (Self::Look, Reply::Seen(seen, version)) => {
+                Outcome::Look(seen.map(|(value, kind, expires_at)| Summary {
+                    stamp: Stamp::fresh(version.unwrap_or_default()),
                     expires_at,
                     value_bytes: Some(value.len() as u64),
                     kind,

@@ -218,31 +218,13 @@ impl Updater {
                 false => self.ask(home, key, &attempt.updates, end).await,
             };
             tried.push(home);
-            match asked {
-                Asked::Told(Updated::Made(Some(replies))) => return Ok(replies),
-                Asked::Told(Updated::Made(None)) => return Err(UpdateError::AnswerLost),
-                Asked::Told(Updated::NotMade(why)) => {
-                    attempt.not_made = why;
-                    if matches!(why.refusal, Some(Refusal::ClockDrift | Refusal::TooBig)) {
-                        attempt.refused_for_good += 1;
-                        self.avoid(home, now);
-                    }
-                }
-                // Nobody else ever had them, and that home has not made them: they are new again.
-                Asked::Told(Updated::TooOld) if !attempt.is_open => {
-                    attempt.updates.begun = self.now();
-                    if !attempt.is_renewed {
-                        tried.pop();
-                    }
-                    attempt.is_renewed = true;
-                }
-                Asked::Told(Updated::TooOld) => return Err(UpdateError::Uncertain),
-                Asked::Told(Updated::Unknown) => attempt.is_open = true,
-                Asked::Unreached => self.avoid(home, now),
-                Asked::Silent => {
-                    attempt.is_open = true;
-                    self.avoid(home, now);
-                }
+            if Attempt::is_to_avoid(&asked) {
+                self.avoid(home, now);
+            }
+            match attempt.judge(asked, self.now()) {
+                Judged::Over(result) => return result,
+                Judged::SameAgain => _ = tried.pop(),
+                Judged::Next => {}
             }
         }
     }
@@ -379,6 +361,54 @@ struct Attempt {
     refused_for_good: usize,
     /// Why the last home that said so has not.
     not_made: QuorumNotMet,
+}
+
+/// What follows from what a home has answered.
+enum Judged {
+    Over(Result<Vec<Reply>, UpdateError>),
+    SameAgain,
+    Next,
+}
+
+impl Attempt {
+    /// What follows from an answer.
+    fn judge(&mut self, asked: Asked, now: HlcTime) -> Judged {
+        match asked {
+            Asked::Told(Updated::Made(Some(replies))) => return Judged::Over(Ok(replies)),
+            Asked::Told(Updated::Made(None)) => {
+                return Judged::Over(Err(UpdateError::AnswerLost));
+            }
+            Asked::Told(Updated::NotMade(why)) => {
+                self.not_made = why;
+                self.refused_for_good += usize::from(is_for_good(why));
+            }
+            // Nobody else ever had them, and that home has not made them: they are new again.
+            Asked::Told(Updated::TooOld) if !self.is_open => {
+                self.updates.begun = now;
+                if !std::mem::replace(&mut self.is_renewed, true) {
+                    return Judged::SameAgain;
+                }
+            }
+            Asked::Told(Updated::TooOld) => return Judged::Over(Err(UpdateError::Uncertain)),
+            Asked::Told(Updated::Unknown) | Asked::Silent => self.is_open = true,
+            Asked::Unreached => {}
+        }
+        Judged::Next
+    }
+
+    /// Whether others are to be asked first for a while.
+    const fn is_to_avoid(asked: &Asked) -> bool {
+        match asked {
+            Asked::Told(Updated::NotMade(why)) => is_for_good(*why),
+            Asked::Told(_) => false,
+            Asked::Unreached | Asked::Silent => true,
+        }
+    }
+}
+
+/// Whether a home would not make them a moment later either.
+const fn is_for_good(why: QuorumNotMet) -> bool {
+    matches!(why.refusal, Some(Refusal::ClockDrift | Refusal::TooBig))
 }
 
 /// What came of asking one home.
