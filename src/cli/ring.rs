@@ -190,6 +190,7 @@ pub(super) fn print_ring(ring: &RingStatus, out: &mut dyn Write) -> anyhow::Resu
         balance,
         nodes,
         refused,
+        ready: _,
     } = ring;
     writeln!(
         out,
@@ -214,10 +215,9 @@ pub(super) fn print_ring(ring: &RingStatus, out: &mut dyn Write) -> anyhow::Resu
         "VERSION",
     ]);
     for node in nodes {
-        let zone = if node.zone.is_empty() {
-            "-"
-        } else {
-            &node.zone
+        let zone = match node.zone.as_str() {
+            "" => "-",
+            zone => zone,
         };
         table.push(
             vec![

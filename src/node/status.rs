@@ -71,6 +71,9 @@ pub struct RingStatus {
     pub balance: f64,
     /// All nodes, by name.
     pub nodes: Vec<NodeRow>,
+    /// Whether the node that tells this is ready, as `/readyz` says.
+    #[serde(default)]
+    pub ready: bool,
     /// Nodes of the cluster that are kept out of the ring.
     #[serde(default)]
     pub refused: Vec<RefusedRow>,
@@ -275,6 +278,7 @@ impl NodeStatus {
             ring_version: format!("{:016x}", view.version()),
             balance: view.balance(),
             nodes: nodes.collect(),
+            ready: self.readiness().is_ok(),
             refused: refused.collect(),
         }
     }
@@ -288,6 +292,13 @@ impl NodeStatus {
             view.homes(*partition).contains(&own) && !self.replica.is_sure(*partition)
         };
         view.params().partitions.all().filter(is_unsure).count()
+    }
+
+    /// Whether it has a say in the updates of every partition that it is sure of.
+    fn has_votes(&self) -> bool {
+        let now = self.env.clock.monotonic();
+        let mut partitions = self.coordinator.view().params().partitions.all();
+        partitions.all(|p| !self.replica.is_sure(p) || self.replica.votes(p, now))
     }
 
     /// Tells the others that this node is about to stop, so that they ask it no more; its own
@@ -315,10 +326,11 @@ impl NodeStatus {
         }
         // Those who restart one node after the other wait for this. Not for ever: with others
         // dead there may be nobody to catch up from.
-        match self.unsure_partitions() {
-            0 => Ok(()),
+        match (self.unsure_partitions(), self.has_votes()) {
+            (0, true) => Ok(()),
             _ if self.uptime_s() >= CATCH_UP_MAX_S => Ok(()),
-            unsure => Err(format!("{unsure} partitions are not caught up yet")),
+            (0, false) => Err("it has no say in atomic updates yet".to_owned()),
+            (unsure, _) => Err(format!("{unsure} partitions are not caught up yet")),
         }
     }
 

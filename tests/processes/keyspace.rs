@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use redis::Commands;
 
-use crate::common::{Cluster, PATIENCE, eventually};
+use crate::common::{Cluster, PATIENCE, eventually, signal};
 
 /// All keys that a scan shows, and how often each.
 fn scan(connection: &mut redis::Connection, options: &[&str]) -> BTreeMap<String, u32> {
@@ -132,4 +132,67 @@ fn without_a_quorum_there_is_no_scan() {
         redis::cmd("SCAN").arg("0").query(&mut connection);
     let text = refused.unwrap_err().to_string();
     assert!(text.contains("1 of 2 replies needed to read"), "{text}");
+}
+
+/// How many keys a database has, through each node.
+fn sizes(cluster: &Cluster, database: u8) -> Vec<u64> {
+    let size = |node: usize| {
+        let mut connection = cluster.connect(node);
+        let _: () = redis::cmd("SELECT")
+            .arg(database)
+            .query(&mut connection)
+            .unwrap();
+        redis::cmd("DBSIZE").query(&mut connection).unwrap()
+    };
+    (0..cluster.nodes.len()).map(size).collect()
+}
+
+fn fill(cluster: &Cluster, database: u8, keys: u64) {
+    let mut connection = cluster.connect(0);
+    let mut pipeline = redis::pipe();
+    pipeline.cmd("SELECT").arg(database).ignore();
+    (0..keys).for_each(|key| _ = pipeline.set(format!("key:{key}"), key).ignore());
+    let _: () = pipeline.query(&mut connection).unwrap();
+}
+
+#[test]
+fn a_flush_empties_one_database_on_every_node_and_on_those_that_were_away() {
+    let cluster = Cluster::start(3, &[]);
+    fill(&cluster, 0, 1_000);
+    fill(&cluster, 1, 100);
+    assert_eq!(
+        (sizes(&cluster, 0), sizes(&cluster, 1)),
+        (vec![1_000; 3], vec![100; 3])
+    );
+    let mut first = cluster.connect(0);
+    let _: () = redis::cmd("FLUSHDB").query(&mut first).unwrap();
+    assert_eq!(
+        (sizes(&cluster, 0), sizes(&cluster, 1)),
+        (vec![0; 3], vec![100; 3])
+    );
+    fill(&cluster, 0, 50);
+    assert_eq!(sizes(&cluster, 0), vec![50; 3]);
+    // One does not hear it, and neither do the hints that are kept for it.
+    signal(cluster.nodes[2].pid, "-STOP");
+    eventually("it is missed", PATIENCE, || !cluster.reachable(0)[2]);
+    fill(&cluster, 0, 60);
+    let _: () = redis::cmd("FLUSHDB").query(&mut first).unwrap();
+    signal(cluster.nodes[2].pid, "-CONT");
+    let mut last = cluster.connect(2);
+    let level = redis::cmd("QUORATE")
+        .arg(&["LEVEL", "READ", "one"])
+        .query(&mut last);
+    let () = level.unwrap();
+    eventually("it is empty as well", PATIENCE, || {
+        let keys: u64 = (0..60)
+            .map(|key| last.exists::<_, u64>(format!("key:{key}")).unwrap())
+            .sum();
+        keys == 0 && cluster.metric(0, "quorate_hints_held") == Some(0)
+    });
+    assert_eq!(
+        (sizes(&cluster, 0), sizes(&cluster, 1)),
+        (vec![0; 3], vec![100; 3])
+    );
+    let _: () = redis::cmd("FLUSHALL").query(&mut last).unwrap();
+    assert_eq!(sizes(&cluster, 1), vec![0; 3]);
 }

@@ -77,7 +77,9 @@ impl Batch {
             return;
         }
         if stands_in {
+            let replica = &self.shared.replica;
             let reply = self.shared.handoff.read(key, |record| {
+                let record = record.filter(|record| !replica.is_flushed(key, record.stamp()));
                 Reply::Told(Told {
                     held: record.map(|record| Summary::of(record.into())),
                     record: record.filter(|_| whole).cloned(),
