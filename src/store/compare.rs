@@ -63,6 +63,7 @@ impl Store {
             return rolled;
         }
         group.digests.advance(cut);
+        group.promises.expire(now);
         // Freeing is not urgent: a group takes its turn, so that not all are looked through at once.
         let is_turn = (cut.0 + u64::from(number)).is_multiple_of(FREE_EPOCHS);
         let has_to_free = is_turn && group.due.free.is_some_and(|due| due <= now);

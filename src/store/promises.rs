@@ -119,9 +119,18 @@ impl Promises {
 
     /// Drops what nobody needs any more: a lineage answers whoever tries an update again, a promise
     /// keeps the way free for one that is under way.
+    pub(super) fn expire(&mut self, now: Millis) {
+        if !self.of_keys.is_empty() {
+            self.drop_old(now, KEPT_MAX);
+        }
+    }
+
     fn make_room(&mut self, now: Millis) {
+        self.drop_old(now, KEPT_MAX / 2);
+    }
+
+    fn drop_old(&mut self, now: Millis, mut lineages_left: usize) {
         let floor = &mut self.floor;
-        let mut lineages_left = KEPT_MAX / 2;
         self.of_keys.retain(|_, kept| {
             let age_ms = now.0.saturating_sub(kept.changed.0);
             match kept.promise {

@@ -322,6 +322,9 @@ mod tests {
         let promised = store.promise(key(1), ballot, later, |_, _| ());
         assert_eq!(promised, Promised::Promised(()));
         assert_eq!(store.floor(KEY), version(1));
+        // The sweeper does the same, room or not.
+        store.roll(0, crate::model::Epoch(9), Millis(80_000));
+        assert_eq!(store.floor(KEY), ballot);
     }
 
     #[test]
