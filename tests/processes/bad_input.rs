@@ -78,9 +78,9 @@ fn broken_resp_is_told_and_closed_and_nobody_else_notices() {
             "-ERR key is empty, a key has 1 to 65536 bytes\r\n",
         ),
         (
-            b"INCR n\r\n",
-            "-ERR INCR needs an atomic update, which this version of Quorate does not \
-            have yet\r\n",
+            b"MSETNX a 1 b 2\r\n",
+            "-ERR MSETNX is not for Quorate: several keys cannot be written at once, all or none: \
+            use one key, or SETNX for each\r\n",
         ),
         (b"*-1\r\nPING\r\n", "+PONG\r\n"),
     ] {

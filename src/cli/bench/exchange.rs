@@ -268,7 +268,9 @@ fn judge(kind: Kind, reply: Reply<'_>) -> Result<Verdict, Malformed> {
         (_, Reply::Error(text)) => Ok(Verdict::Failed(text.to_owned())),
         (Kind::Get, Reply::Bulk) => Ok(Verdict::Hit),
         (Kind::Get, Reply::Null) => Ok(Verdict::Miss),
-        (Kind::Set, Reply::Simple) | (Kind::Del, Reply::Integer(_)) => Ok(Verdict::Done),
+        // A write may be `SET`, `SET NX` or `INCR`.
+        (Kind::Set, Reply::Simple | Reply::Null | Reply::Integer(_))
+        | (Kind::Del, Reply::Integer(_)) => Ok(Verdict::Done),
         // A reply of another kind belongs to another request: nothing after it can be trusted.
         _ => Err(Malformed),
     }

@@ -1,12 +1,13 @@
 //! Questions of a proposer to the homes of a key, and their answers.
 
 use serde_bytes::Bytes as ByteSlice;
-use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use super::inbox::Inbox;
+use super::post::Post;
 use super::proposer::Parts;
 use crate::model::{HashedKey, HlcTime, NodeTag, Record, RecordRef, Version};
-use crate::net::{CallError, LARGE_BYTES, Lane, Operations, ReplySink, Response};
+use crate::net::Response;
 use crate::protocol::{Lineage, Promise, Proposed};
 use crate::ring::View;
 use crate::store::{Accepted, Promised, Proposal};
@@ -40,6 +41,7 @@ pub(super) enum Told {
 /// The homes of a key.
 pub(super) struct Homes<'a> {
     parts: &'a Parts,
+    post: &'a Post,
     key: HashedKey<'a>,
     homes: Vec<NodeTag>,
     /// The ring in which these are the homes.
@@ -47,9 +49,14 @@ pub(super) struct Homes<'a> {
 }
 
 impl<'a> Homes<'a> {
-    pub(super) fn new(parts: &'a Parts, view: &View, key: HashedKey<'a>) -> Self {
+    pub(super) fn new(
+        (parts, post): (&'a Parts, &'a Post),
+        view: &View,
+        key: HashedKey<'a>,
+    ) -> Self {
         Self {
             parts,
+            post,
             homes: view.homes(key.partition).to_vec(),
             key,
             ring: view.version(),
@@ -65,12 +72,11 @@ impl<'a> Homes<'a> {
         &self,
         ballot: Version,
         deadline: Instant,
-        tell: &mpsc::Sender<Told>,
+        tell: &Inbox,
     ) -> Option<Told> {
-        let mut operations = self.operations();
         let key = ByteSlice::new(self.key.bytes);
-        operations.push(&Operation::Promise(key, to_wire(ballot), self.ring));
-        self.send(&operations, ballot, deadline, tell);
+        let ask = Operation::Promise(key, to_wire(ballot), self.ring);
+        self.send(&ask, ballot, deadline, tell);
         let home = self.own()?;
         let floor = self.parts.replica.floor(self.key).hlc;
         let wall = self.parts.env.clock.wall();
@@ -98,18 +104,17 @@ impl<'a> Homes<'a> {
         &self,
         proposed: &Proposed,
         deadline: Instant,
-        tell: &mpsc::Sender<Told>,
+        tell: &Inbox,
     ) -> Option<Told> {
         let ballot = proposed.record.version;
         let lineage = proposed.lineage.encode();
         let record = RecordRef::from(&proposed.record);
-        let mut operations = self.operations();
-        operations.push(&Operation::Accept(
+        let give = Operation::Accept(
             ByteSlice::new(self.key.bytes),
             WireProposal::new(record, &lineage, proposed.next),
             self.ring,
-        ));
-        self.send(&operations, ballot, deadline, tell);
+        );
+        self.send(&give, ballot, deadline, tell);
         let home = self.own()?;
         let replica = &self.parts.replica;
         let (wall, now) = (
@@ -136,54 +141,20 @@ impl<'a> Homes<'a> {
         })
     }
 
-    fn operations(&self) -> Operations {
-        let clock = &self.parts.clock;
-        Operations::new(clock.read(self.parts.env.clock.wall()))
-    }
-
     fn own(&self) -> Option<usize> {
         let own = self.parts.self_tag;
         self.homes.iter().position(|&home| home == own)
     }
 
-    fn send(
-        &self,
-        operations: &Operations,
-        ballot: Version,
-        deadline: Instant,
-        tell: &mpsc::Sender<Told>,
-    ) {
-        let lane = match operations.encoded().len() {
-            LARGE_BYTES.. => Lane::Large,
-            _ => Lane::Foreground,
-        };
-        let Parts {
-            self_tag,
-            transport,
-            hedging,
-            env,
-            ..
-        } = self.parts;
-        for (number, &home) in self.homes.iter().enumerate() {
-            if home == *self_tag {
-                continue;
-            }
-            let sent = env.clock.monotonic();
-            let sink = AnswerSink {
-                number,
-                home,
-                ballot,
-                sent,
-                parts: SinkParts::of(self.parts),
-                tell: tell.clone(),
-            };
-            hedging.on_sent(home, sent);
-            if transport
-                .call(home, lane, operations, deadline, Box::new(sink))
-                .is_err()
-            {
-                // There is room: this is the first answer to this question.
-                let _full = tell.try_send(failed(number, ballot, None));
+    fn send(&self, operation: &Operation<'_>, ballot: Version, deadline: Instant, tell: &Inbox) {
+        for (home, &tag) in self.homes.iter().enumerate() {
+            if tag != self.parts.self_tag {
+                let waiting = Waiting {
+                    home,
+                    ballot,
+                    tell: tell.clone(),
+                };
+                self.post.send(tag, operation, deadline, waiting);
             }
         }
     }
@@ -206,53 +177,37 @@ const fn failed(home: usize, ballot: Version, refusal: Option<Refusal>) -> Told 
     }
 }
 
-/// What is noted of a peer that answers.
-struct SinkParts {
-    hedging: std::sync::Arc<crate::node::hedging::Hedging>,
-    replica: std::sync::Arc<crate::node::replica::Replica>,
-    clock: std::sync::Arc<dyn crate::env::Clock>,
+/// Who waits for the answer of a home to one question.
+#[derive(Debug, Clone)]
+pub(super) struct Waiting {
+    home: usize,
+    ballot: Version,
+    tell: Inbox,
 }
 
-impl SinkParts {
-    fn of(parts: &Parts) -> Self {
-        Self {
-            hedging: parts.hedging.clone(),
-            replica: parts.replica.clone(),
-            clock: parts.env.clock.clone(),
+impl Waiting {
+    /// There is no answer.
+    pub(super) fn fail(self) {
+        let told = failed(self.home, self.ballot, None);
+        self.tell.push(told);
+    }
+
+    /// Reads the next answer of a response.
+    pub(super) fn read(self, response: &mut Response<'_>) -> Result<(), FrameError> {
+        match self.answer(response) {
+            Ok(told) => {
+                self.tell.push(told);
+                Ok(())
+            }
+            Err(error) => {
+                self.fail();
+                Err(error)
+            }
         }
     }
-}
 
-struct AnswerSink {
-    number: usize,
-    home: NodeTag,
-    ballot: Version,
-    sent: Instant,
-    parts: SinkParts,
-    tell: mpsc::Sender<Told>,
-}
-
-impl ReplySink for AnswerSink {
-    fn on_reply(self: Box<Self>, reply: Result<Response<'_>, CallError>) -> Result<(), FrameError> {
-        let told = match reply {
-            Ok(response) => self.read(response)?,
-            Err(_) => failed(self.number, self.ballot, None),
-        };
-        // Nobody waits any more: a majority has answered.
-        let _gone = self.tell.try_send(told);
-        Ok(())
-    }
-}
-
-impl AnswerSink {
-    fn read(&self, mut response: Response<'_>) -> Result<Told, FrameError> {
-        let (home, ballot) = (self.number, self.ballot);
-        let now = self.parts.clock.monotonic();
-        let took = now.saturating_duration_since(self.sent);
-        self.parts.hedging.on_answer(self.home, took);
-        let replica = &self.parts.replica;
-        replica.note_peer_clock(self.home, response.clock, now);
-        replica.note_clock(response.clock, self.parts.clock.wall());
+    fn answer(&self, response: &mut Response<'_>) -> Result<Told, FrameError> {
+        let Self { home, ballot, .. } = *self;
         Ok(match response.answers.read()? {
             Answer::Promise(record, lineage, floor) => {
                 let record = record.map(|record| response.keep(record.into()));

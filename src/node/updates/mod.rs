@@ -6,6 +6,8 @@
 //! before (see [`crate::protocol::Lineage`]).
 
 mod homes;
+mod inbox;
+mod post;
 mod proposer;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};

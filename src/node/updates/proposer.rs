@@ -10,10 +10,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{Notify, mpsc, oneshot, watch};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::sync::{Notify, oneshot, watch};
+use tokio::time::{Instant, timeout};
 
 use super::homes::{Homes, Told};
+use super::inbox::Inbox;
+use super::post::Post;
 use crate::env::Env;
 use crate::model::{HashedKey, Hlc, HlcTime, KeyHasher, NodeTag, Version};
 use crate::net::Transport;
@@ -46,6 +48,7 @@ pub struct Proposer(Arc<Inner>);
 
 struct Inner {
     parts: Arc<Parts>,
+    post: Arc<Post>,
     keys: Mutex<HashMap<Bytes, Queue>>,
     stats: ProposerStats,
 }
@@ -93,8 +96,12 @@ struct Round<'a> {
 
 impl Proposer {
     pub(in crate::node) fn new(parts: Arc<Parts>) -> Self {
+        let post = Arc::<Post>::default();
+        let posting = Arc::clone(&post).run(Arc::clone(&parts));
+        parts.env.tasks.spawn(posting);
         Self(Arc::new(Inner {
             parts,
+            post,
             keys: Mutex::default(),
             stats: ProposerStats::default(),
         }))
@@ -144,16 +151,22 @@ impl Proposer {
 
     /// Works a key's queue off, until nothing has come for a while.
     async fn work(&self, key: Bytes, wake: Arc<Notify>) {
-        let (mut standing, mut is_first) = (None, true);
+        let (mut standing, mut turns) = (None, 0_u32);
         loop {
             let batch = self.take(&key);
             if !batch.is_empty() {
-                standing = self.make(&key, batch, standing, !is_first).await;
-                is_first = false;
+                standing = self.make(&key, batch, standing, turns > 0).await;
+                turns = turns.saturating_add(1);
                 continue;
             }
-            let is_crowded = self.keys().len() > LINGERING_MAX;
-            if !is_crowded && timeout(LINGER, wake.notified()).await.is_ok() {
+            // Where many keys are updated, most are so once in a while: it is worth to wait for those only
+            // that others follow on.
+            let keys = self.keys().len();
+            let is_followed = turns > 1 || standing.is_some() || keys <= FEW_KEYS;
+            if keys <= LINGERING_MAX
+                && is_followed
+                && timeout(LINGER, wake.notified()).await.is_ok()
+            {
                 continue;
             }
             let mut keys = self.keys();
@@ -215,7 +228,7 @@ impl Proposer {
             hash,
             partition: view.params().partitions.of(hash),
         };
-        let homes = Homes::new(parts, &view, hashed);
+        let homes = Homes::new((parts, &self.0.post), &view, hashed);
         let plan = UpdatePlan {
             homes: homes.count(),
             need: majority(homes.count()),
@@ -244,8 +257,7 @@ impl Proposer {
     /// Carries out what the state machine asks for, until it is finished.
     async fn drive(&self, op: &mut UpdateOp, round: &Round<'_>, standing: Option<Standing>) {
         let parts = &self.0.parts;
-        // Each home answers each question once; what comes too late is not missed.
-        let (tell, mut told) = mpsc::channel(TOLD_MAX);
+        let told = Inbox::default();
         let next = || self.next(round);
         let mut action = match standing.filter(|standing| self.stands(standing)) {
             Some(standing) => op.begin_standing(standing, self.now(), next),
@@ -282,12 +294,12 @@ impl Proposer {
                 }
                 UpdateAction::Promise => {
                     self.0.stats.promises_asked.fetch_add(1, Ordering::Relaxed);
-                    own = round.homes.ask_promise(op.ballot(), round_end, &tell);
+                    own = round.homes.ask_promise(op.ballot(), round_end, &told);
                 }
                 UpdateAction::Accept => {
                     self.0.stats.results_given.fetch_add(1, Ordering::Relaxed);
                     if let Some(proposed) = op.proposal() {
-                        own = round.homes.give(proposed, round_end, &tell);
+                        own = round.homes.give(proposed, round_end, &told);
                     }
                 }
             }
@@ -296,7 +308,7 @@ impl Proposer {
             let asked = own.and_then(|own| self.on_told(op, own, round));
             action = match asked {
                 Some(action) => action,
-                None => self.hear(op, round, round_end, &mut told).await,
+                None => self.hear(op, round, round_end, &told).await,
             };
         }
     }
@@ -307,13 +319,13 @@ impl Proposer {
         op: &mut UpdateOp,
         round: &Round<'_>,
         round_end: Instant,
-        told: &mut mpsc::Receiver<Told>,
+        told: &Inbox,
     ) -> UpdateAction {
         loop {
-            let action = match timeout_at(round_end, told.recv()).await {
-                Ok(Some(answer)) => self.on_told(op, answer, round),
-                Ok(None) | Err(_) if round_end >= round.deadline => Some(op.on_deadline()),
-                Ok(None) | Err(_) => op.on_slow(),
+            let action = match told.next(round_end).await {
+                Some(answer) => self.on_told(op, answer, round),
+                None if round_end >= round.deadline => Some(op.on_deadline()),
+                None => op.on_slow(),
             };
             if let Some(action) = action {
                 return action;
@@ -459,7 +471,6 @@ const TOGETHER_BYTES_MAX: usize = 1024 * 1024;
 const LINGER: Duration = Duration::from_millis(20);
 /// With more keys than that nobody lingers.
 const LINGERING_MAX: usize = 1_000;
+const FEW_KEYS: usize = 32;
 /// Far younger than what homes refuse as too old.
 const STANDING_MS_MAX: u64 = 1_000;
-/// Answers of sixteen homes to some questions.
-const TOLD_MAX: usize = 64;
