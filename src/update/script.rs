@@ -87,9 +87,16 @@ fn new_machine() -> mlua::Result<Lua> {
     globals.raw_set("redis", &redis)?;
     globals.raw_set("cjson", json::library(&lua)?)?;
     // What a script changes here the next one would see.
+    globals.raw_set(
+        "__is_spent",
+        lua.create_function(|lua, ()| Ok(lua.app_data_ref::<Spent>().is_some()))?,
+    )?;
     lua.load(SEAL).set_name("=seal").exec()?;
     Ok(lua)
 }
+
+/// A script has used up its steps.
+struct Spent;
 
 /// Runs a script in a machine; whether the machine is as good as before.
 fn run_in(lua: &Lua, script: Script<'_>, state: &mut State, context: Context) -> (Reply, bool) {
@@ -106,11 +113,13 @@ fn run_in(lua: &Lua, script: Script<'_>, state: &mut State, context: Context) ->
         }
     };
     let steps = Cell::new(0_u64);
+    lua.remove_app_data::<Spent>();
     let hook = lua.set_hook(
         HookTriggers::new().every_nth_instruction(STEPS_A_LOOK),
-        move |_, _| {
+        move |lua, _| {
             steps.set(steps.get() + u64::from(STEPS_A_LOOK));
             if steps.get() > STEPS_MAX {
+                lua.set_app_data(Spent);
                 return Err(Error::runtime(format!(
                     "the script took more than {STEPS_MAX} steps"
                 )));
@@ -331,10 +340,20 @@ end
 local shown = {}
 for name, value in pairs(_G) do shown[name] = value end
 for _, name in ipairs({"string", "table", "math", "cjson"}) do shown[name] = closed(_G[name]) end
-for _, name in ipairs({"rawset", "setfenv", "getfenv", "load", "loadstring", "_G", "redis"}) do
+-- The steps of a coroutine are not counted.
+for _, name in ipairs({"coroutine", "rawset", "setfenv", "getfenv", "load", "loadstring", "_G", "redis"}) do
   shown[name] = nil
 end
 getmetatable("").__metatable = false
+-- Who has used up its steps has: no script catches that.
+local function unless_spent(...)
+  if __is_spent() then error("the script took too many steps", 0) end
+  return ...
+end
+for _, name in ipairs({"pcall", "xpcall"}) do
+  local protected = _G[name]
+  shown[name] = function(...) return unless_spent(protected(...)) end
+end
 rawset(_G, "__seal", function(environment, calls)
   setmetatable(calls, {__index = redis, __metatable = false})
   rawset(environment, "redis", calls)
@@ -453,6 +472,10 @@ mod tests {
                 Reply::Array(vec![bulk("f"), bulk("v")]),
             ),
             ("return redis.replicate_commands()", Reply::Integer(1)),
+            (
+                "local ok, why = pcall(error, 'x') return {tostring(ok), why}",
+                Reply::Array(vec![bulk("false"), bulk("x")]),
+            ),
         ] {
             assert_eq!(eval(source), told, "{source}");
         }
@@ -497,6 +520,18 @@ mod tests {
             ("getmetatable('').__index = nil", "attempt to index"),
             ("getmetatable(redis).__index = nil", "attempt to index"),
             ("while true do end", "steps"),
+            (
+                "while true do pcall(function() while true do end end) end",
+                "steps",
+            ),
+            (
+                "while true do xpcall(function() while true do end end, function() end) end",
+                "steps",
+            ),
+            (
+                "coroutine.wrap(function() while true do end end)()",
+                "nonexistent global variable 'coroutine'",
+            ),
             (
                 "local t = {} while true do t[#t + 1] = ('x'):rep(100000) .. #t end",
                 "memory",
