@@ -262,9 +262,9 @@ fn a_record_altered_in_memory_is_found_and_healed() {
 }
 
 /// A home is away in five ways.
-const ZOMBIE_SEEDS: u64 = 500;
-/// A quarter of a million updates and more. `QUORATE_SIM_UPDATE_SEEDS=250` makes a million.
-const UPDATE_SEEDS: u64 = 60;
-/// Thirty hours and more.
-const SEEDS: u64 = 1_500;
+const ZOMBIE_SEEDS: u64 = 400;
+/// Two hundred thousand updates. `QUORATE_SIM_UPDATE_SEEDS=250` makes a million.
+const UPDATE_SEEDS: u64 = 40;
+/// Twenty hours and more.
+const SEEDS: u64 = 1_000;
 const BREAKAGE_SEEDS_MAX: u64 = 1_000;
