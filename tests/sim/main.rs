@@ -265,6 +265,6 @@ fn a_record_altered_in_memory_is_found_and_healed() {
 const ZOMBIE_SEEDS: u64 = 400;
 /// Two hundred thousand updates. `QUORATE_SIM_UPDATE_SEEDS=250` makes a million.
 const UPDATE_SEEDS: u64 = 40;
-/// Twenty hours and more.
-const SEEDS: u64 = 1_000;
+/// Eighteen hours and more.
+const SEEDS: u64 = 900;
 const BREAKAGE_SEEDS_MAX: u64 = 1_000;
