@@ -49,7 +49,7 @@ impl Cluster {
 
     fn try_start(nodes: u16, settings: &[&str]) -> Option<Self> {
         let dir = tempfile::tempdir().unwrap();
-        let mut command = Command::new(QUORATE);
+        let mut command = program();
         command.args(["dev", "--nodes", &nodes.to_string()]);
         command.arg("--dir").arg(dir.path().join("c"));
         command.args(["--resp-port", &free_ports(nodes).to_string()]);
@@ -136,7 +136,7 @@ impl Cluster {
 
     /// The same with variables in its environment.
     pub(crate) fn restart_with(&mut self, node: usize, variables: &[(&str, &str)]) {
-        let child = Command::new(QUORATE)
+        let child = program()
             .args(["run", "--config"])
             .arg(&self.nodes[node].config)
             .envs(variables.iter().copied())
@@ -214,7 +214,17 @@ pub(crate) fn http_get(addr: &str, path: &str) -> Option<String> {
 }
 
 pub(crate) fn quorate(args: &[&str]) -> Output {
-    Command::new(QUORATE).args(args).output().unwrap()
+    program().args(args).output().unwrap()
+}
+
+/// The program, without the variables that are for the tests: it takes all of this kind for settings.
+pub(crate) fn program() -> Command {
+    let mut command = Command::new(QUORATE);
+    let names = std::env::vars_os().map(|(name, _)| name);
+    names
+        .filter(|name| name.to_string_lossy().starts_with("QUORATE_"))
+        .for_each(|name| _ = command.env_remove(name));
+    command
 }
 
 /// What a command prints as JSON; `None`: it failed.

@@ -22,6 +22,8 @@ mod repair;
 #[cfg(test)]
 mod replies;
 #[cfg(test)]
+mod sequences;
+#[cfg(test)]
 mod sloppy;
 #[cfg(test)]
 mod trust;

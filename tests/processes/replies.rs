@@ -9,14 +9,14 @@ use quorate::resp::decode;
 use crate::common::{Cluster, PATIENCE, eventually};
 
 /// A Redis of this machine, killed when dropped.
-struct Redis {
+pub(crate) struct Redis {
     process: Child,
-    address: String,
+    pub(crate) address: String,
 }
 
 impl Redis {
     /// `None`: it is not installed.
-    fn start() -> Option<Self> {
+    pub(crate) fn start() -> Option<Self> {
         let port = 26_000 + u16::try_from(std::process::id() % 4_000).unwrap();
         let port = (port..port + 100)
             .find(|&port| std::net::TcpListener::bind(("127.0.0.1", port)).is_ok())
@@ -24,6 +24,7 @@ impl Redis {
         let process = Command::new("redis-server")
             .args(["--port", &port.to_string(), "--bind", "127.0.0.1"])
             .args(["--save", "", "--appendonly", "no"])
+            .args(["--dir", std::env::temp_dir().to_str()?])
             .stdout(Stdio::null())
             .spawn()
             .ok()?;
