@@ -186,6 +186,9 @@ pub enum CommandError {
     /// A number that is none.
     #[error("ERR value is not an integer or out of range")]
     NotAnInteger,
+    /// A number that is beyond 32 bits.
+    #[error("ERR value is out of range, value must between -2147483648 and 2147483647")]
+    NotAnInt,
     /// A moment that cannot be.
     #[error("ERR invalid expire time in '{0}' command")]
     InvalidExpire(&'static str),

@@ -254,7 +254,12 @@ pub(super) fn parse<'a>(
         (K::Reset, 1) => Ok(C::Reset),
         (K::Select, 2) => {
             let database = arg(1).and_then(integer).ok_or(CommandError::NotAnInteger)?;
-            Ok(C::Select(database))
+            let is_int = i32::try_from(database).is_ok();
+            if is_int {
+                Ok(C::Select(database))
+            } else {
+                Err(CommandError::NotAnInt)
+            }
         }
         (K::Client, 2..) => client(args).map(C::Client),
         (K::Command, _) => query(args).map(C::Command),
