@@ -74,6 +74,8 @@ pub(crate) enum Breakage {
     AdoptOlder,
     /// An update that is tried again is made again.
     ApplyTwice,
+    /// A repair that was refused because of a promise counts as done.
+    PromisedIsRepaired,
 }
 
 impl Breakage {
@@ -93,6 +95,13 @@ impl Breakage {
         Self::ApplyTwice,
         Self::CountStandIns,
         Self::CountAmnesiac,
+    ];
+
+    /// Those that only a mix of levels, updates, expiry and flushes shows.
+    pub(crate) const OF_MIX: [Self; 3] = [
+        Self::ApplyTwice,
+        Self::ForgetPromise,
+        Self::PromisedIsRepaired,
     ];
 
     /// Those of requests and hints.
@@ -305,6 +314,13 @@ fn serve_one(
             };
             let proposal = WireProposal::new(record, proposal.lineage, None);
             pass(Operation::Accept(key, proposal, ring))
+        }
+        (Breakage::PromisedIsRepaired, Operation::Write(..)) => {
+            let served = pass(operation);
+            match FrameReader::new(&served.answer).read() {
+                Ok(Answer::Promised(_)) => Served::acknowledged(header),
+                _ => served,
+            }
         }
         (Breakage::TombstonesUncompared, Operation::Write(_, record))
             if lane == Lane::Bulk && RecordRef::from(record).value.is_none() =>

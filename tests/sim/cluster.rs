@@ -11,7 +11,7 @@ use quorate::digest::Sheet;
 use quorate::env::{Clock, Disk, Durability, Env, SeededRng, SystemClock, Tasks};
 use quorate::front::peer_server::{PeerServer, Served};
 use quorate::model::{
-    Epoch, HashedKey, Hlc, KeyHasher, Millis, NodeId, NodeTag, Quorum, RecordRef,
+    Database, Epoch, HashedKey, Hlc, KeyHasher, Millis, NodeId, NodeTag, Quorum, RecordRef,
 };
 use quorate::net::{MemoryGossip, PeerService, Transport};
 use quorate::node::anti_entropy::{self, AntiEntropy, DigestGossip, Responder};
@@ -143,6 +143,25 @@ impl Door {
             ran = self.coordinator.run(vec![request]) => ran.outcomes.into_iter().next(),
         }
     }
+
+    /// Several together, as of a pipeline.
+    pub(crate) async fn run_all(&self, requests: Vec<Request>) -> Option<Vec<Outcome>> {
+        tokio::select! {
+            biased;
+            () = self.tasks.stopped() => None,
+            ran = self.coordinator.run(requests) => Some(ran.outcomes),
+        }
+    }
+
+    /// Whether a flush of a database was acknowledged.
+    pub(crate) async fn flush(&self, database: Database) -> bool {
+        let databases = [database];
+        tokio::select! {
+            biased;
+            () = self.tasks.stopped() => false,
+            flushed = self.coordinator.flush(&databases) => flushed.is_ok(),
+        }
+    }
 }
 
 pub(crate) struct Cluster {
@@ -168,6 +187,9 @@ pub(crate) struct Plan {
     pub(crate) membership: Membership,
     /// How long hints are kept; tombstones are for a while longer.
     pub(crate) hint_window: Duration,
+    /// How long a coordinator tries.
+    pub(crate) timeout: Duration,
+    pub(crate) partitions: u32,
 }
 
 impl Plan {
@@ -185,7 +207,7 @@ impl Plan {
     fn quorum(&self) -> Config {
         Config {
             quorum: self.quorum,
-            timeout: REQUEST_MAX,
+            timeout: self.timeout,
         }
     }
 
@@ -219,7 +241,7 @@ impl Cluster {
         } = plan;
         let params = RingParams {
             cluster: "sim".to_owned(),
-            partitions: Partitions::new(PARTITIONS).unwrap(),
+            partitions: Partitions::new(plan.partitions).unwrap(),
             n: quorum.n(),
         };
         let ids: Vec<NodeId> = (0..nodes)
@@ -290,7 +312,7 @@ impl Cluster {
         let is_first = node.epoch == 1;
         let standing = match self.breakage {
             Some(Breakage::CountAmnesiac) if !is_first => Standing::sure(partitions),
-            _ => Standing::unsure(partitions).voting_from(now() + abstention(REQUEST_MAX)),
+            _ => Standing::unsure(partitions).voting_from(now() + abstention(self.plan.timeout)),
         };
         let replica = Arc::new(Replica::new(
             Arc::clone(&store),
@@ -425,7 +447,7 @@ impl Cluster {
 
     fn new_store(&self) -> Arc<Store> {
         let limits = Limits {
-            partitions: PARTITIONS,
+            partitions: self.plan.partitions,
             tombstone_age: self.plan.tombstone_age(),
         };
         Arc::new(Store::new(self.hasher, limits))
@@ -727,7 +749,7 @@ fn addr(number: usize) -> SocketAddr {
 }
 
 /// Few, so that catching up touches each and every key's neighbours.
-const PARTITIONS: u32 = 4;
+pub(crate) const PARTITIONS: u32 = 4;
 /// 2027: far enough from 1970 for clocks that are hours behind.
 const EPOCH_MS: i64 = 1_800_000_000_000;
 const DRIFT_MAX: Duration = Duration::from_secs(10);

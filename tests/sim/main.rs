@@ -12,6 +12,7 @@ mod cluster;
 mod disk;
 mod entropy;
 mod faults;
+mod mixed;
 mod network;
 mod run;
 mod updates;
@@ -241,6 +242,64 @@ fn updates_are_atomic_whatever_happens() {
     assert!(total.uncertain < total.updates / 20, "{total:?}");
 }
 
+/// Runs mixed seeds on all processors; stops at the first violation.
+fn run_mixed(seeds: std::ops::Range<u64>) -> mixed::Tally {
+    let next = AtomicU64::new(seeds.start);
+    let total = Mutex::new(mixed::Tally::default());
+    let workers = std::thread::available_parallelism().map_or(2, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..workers {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= seeds.end {
+                        return;
+                    }
+                    let tally = mixed::run(seed, None).unwrap_or_else(|why| {
+                        next.store(seeds.end, Ordering::Relaxed);
+                        panic!("mixed seed {seed}: {why}")
+                    });
+                    if seed.is_multiple_of(50) {
+                        let again = mixed::run(seed, None).map(|again| again.trace);
+                        assert_eq!(again, Ok(tally.trace), "seed {seed} differs from itself");
+                    }
+                    total.lock().unwrap().add(tally);
+                }
+            });
+        }
+    });
+    total.into_inner().unwrap()
+}
+
+#[test]
+fn levels_updates_expiry_and_flushes_mix() {
+    let seeds = variable("QUORATE_SIM_MIXED_SEEDS").unwrap_or(MIXED_SEEDS);
+    let first = variable("QUORATE_SIM_FIRST").unwrap_or(0);
+    let total = run_mixed(first..first + seeds);
+    let hours = total.virtual_time.as_secs_f64() / 3_600.0;
+    println!("{seeds} mixed seeds, {hours:.1} cluster-hours: {total:?}");
+    for work in mixed::Work::ALL {
+        assert!(
+            total.answered.contains_key(&work),
+            "{work:?} never happened"
+        );
+    }
+    assert!(total.flushes > 0 && total.progressed > 0, "{total:?}");
+}
+
+#[test]
+fn every_breakage_of_the_mix_is_noticed() {
+    for breakage in Breakage::OF_MIX {
+        let noticed = (0..BREAKAGE_SEEDS_MAX)
+            .find_map(|seed| Some((seed + 1, mixed::run(seed, Some(breakage)).err()?)));
+        let Some((seeds, why)) = noticed else {
+            panic!("{breakage:?} was not noticed in {BREAKAGE_SEEDS_MAX} seeds");
+        };
+        let why = why.lines().next().unwrap_or_default();
+        println!("{breakage:?}: {seeds} seeds, {why}");
+    }
+}
+
 #[test]
 fn every_breakage_of_updates_is_noticed() {
     for breakage in Breakage::OF_UPDATES {
@@ -265,6 +324,8 @@ fn a_record_altered_in_memory_is_found_and_healed() {
 const ZOMBIE_SEEDS: u64 = 400;
 /// Two hundred thousand updates. `QUORATE_SIM_UPDATE_SEEDS=250` makes a million.
 const UPDATE_SEEDS: u64 = 40;
+/// `QUORATE_SIM_MIXED_SEEDS=2000` runs more.
+const MIXED_SEEDS: u64 = 60;
 /// Eighteen hours and more.
 const SEEDS: u64 = 900;
 const BREAKAGE_SEEDS_MAX: u64 = 1_000;

@@ -17,7 +17,7 @@ use crate::breakage::Breakage;
 use crate::checker::{
     ABSENT, Kind, NEVER, Operation, check_linearizable, check_regular, stale_reads,
 };
-use crate::cluster::{Cluster, Door, Membership, Plan, now};
+use crate::cluster::{Cluster, Door, Membership, PARTITIONS, Plan, REQUEST_MAX, now};
 use crate::entropy::seed_this_thread;
 use crate::faults::{Fault, Faults};
 
@@ -78,6 +78,8 @@ impl Setting {
             breakage: self.breakage,
             membership: self.membership,
             hint_window: Duration::from_secs(3_600),
+            timeout: REQUEST_MAX,
+            partitions: PARTITIONS,
         }
     }
 

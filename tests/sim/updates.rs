@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep};
 use crate::breakage::Breakage;
 use crate::chains::{Kind, Operation, check};
 use crate::checker::{ABSENT, NEVER};
-use crate::cluster::{Cluster, Door, Membership, Plan, now};
+use crate::cluster::{Cluster, Door, Membership, PARTITIONS, Plan, REQUEST_MAX, now};
 use crate::faults::{Fault, Faults};
 use crate::run::{run_seed, spawn};
 
@@ -430,6 +430,8 @@ async fn simulate(seed: u64, breakage: Option<Breakage>) -> Result<Tally, String
             Membership::Oracle
         },
         hint_window: Duration::from_secs(3_600),
+        timeout: REQUEST_MAX,
+        partitions: PARTITIONS,
     };
     let cluster = Cluster::start(seed, nodes, plan);
     let network = cluster.network.clone();

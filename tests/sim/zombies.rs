@@ -13,7 +13,7 @@ use quorate::node::coordinator::{Action, Outcome, Request};
 use tokio::time::sleep;
 
 use crate::breakage::Breakage;
-use crate::cluster::{Cluster, Membership, Memory, Plan};
+use crate::cluster::{Cluster, Membership, Memory, PARTITIONS, Plan, REQUEST_MAX};
 use crate::entropy::seed_this_thread;
 use crate::network::Weather;
 
@@ -81,6 +81,8 @@ async fn simulate(seed: u64, breakage: Option<Breakage>) -> Result<Tally, String
         breakage,
         membership: Membership::Oracle,
         hint_window: Duration::from_secs(5),
+        timeout: REQUEST_MAX,
+        partitions: PARTITIONS,
     };
     let cluster = Cluster::start(seed, nodes, plan);
     let victim = usize::try_from(rng.next_u64() % u64::from(nodes)).unwrap_or(0);
@@ -328,6 +330,8 @@ async fn simulate_damage(seed: u64) -> Result<(), String> {
         breakage: None,
         membership: Membership::Oracle,
         hint_window: Duration::from_secs(3_600),
+        timeout: REQUEST_MAX,
+        partitions: PARTITIONS,
     };
     let world = World {
         cluster: Arc::new(Mutex::new(Cluster::start(seed, 3, plan))),
