@@ -76,7 +76,8 @@ impl Store {
         group.table.retain(|place| {
             let packed = group.slab.get(*place);
             let record = packed.record();
-            if record.expiry.at.is_none() && record.value.is_some() {
+            let is_lasting = record.expiry.at.is_none() && record.value.is_some();
+            if is_lasting || packed.is_unreadable() {
                 return true;
             }
             let hash = self.hasher.hash(packed.key());
@@ -94,7 +95,8 @@ impl Store {
                 let tombstone = record.ended().to_record();
                 let tombstone = RecordRef::from(&tombstone);
                 let share_after = self.share(hash, tombstone);
-                self.count(held, Held::new(packed.key(), tombstone));
+                let after = Held::new(packed.key(), tombstone);
+                self.count(&mut group.total, held, after);
                 *place = group.slab.replace(*place, tombstone);
                 group.digests.change(at, Some(share), share_after);
                 group.has_aged |= !share_after.is_counted(cut);
@@ -103,7 +105,7 @@ impl Store {
                 return true;
             }
             if !record.covers && record.is_expired(now) && !share.is_counted(cut) {
-                self.count(Held::of(packed), Held::default());
+                self.count(&mut group.total, Held::of(packed), Held::default());
                 group.promises.forget(record.stamp().newest());
                 group.slab.remove(*place);
                 rolled.freed += 1;
@@ -194,9 +196,10 @@ impl Store {
         let before = group.table.len();
         group.table.retain(|place| {
             let packed = group.slab.get(*place);
-            let is_other = self.partition_of(self.hasher.hash(packed.key())) != partition;
+            let is_other = packed.is_unreadable()
+                || self.partition_of(self.hasher.hash(packed.key())) != partition;
             if !is_other {
-                self.count(Held::of(packed), Held::default());
+                self.count(&mut group.total, Held::of(packed), Held::default());
                 group.promises.forget(packed.stamp().newest());
                 group.slab.remove(*place);
             }
@@ -236,12 +239,12 @@ impl Store {
                 let is_aged = !self.share(hash, record).is_counted(cut);
                 (is_aged, partitions.contains(&self.partition_of(hash)))
             };
-            if record.value.is_some() {
+            if record.value.is_some() || packed.is_unreadable() {
                 return true;
             }
             let (is_aged, is_of_these) = is_old();
             if is_aged && is_of_these {
-                self.count(Held::of(packed), Held::default());
+                self.count(&mut group.total, Held::of(packed), Held::default());
                 group.promises.forget(record.stamp().newest());
                 group.slab.remove(*place);
                 purged += 1;
@@ -268,10 +271,10 @@ impl Store {
         let cut = group.digests.cut();
         group.table.retain(|place| {
             let packed = group.slab.get(*place);
-            if !packed.is_intact() {
+            // Dead: the table would not point to it.
+            if !packed.is_intact() || packed.is_dead() {
                 // What a damaged record says of its version is not to be believed: whoever lost
                 // something does not vote until it has caught up, and forgets everything then.
-                self.count(Held::of(packed), Held::default());
                 group.slab.remove(*place);
                 scrubbed.damaged += 1;
                 return false;
@@ -282,6 +285,14 @@ impl Store {
             }
             true
         });
+        if scrubbed.damaged > 0 || !group.slab.is_whole() {
+            group.slab.rescue(&mut group.table);
+            let places = group.table.iter();
+            let held = places.map(|place| Held::of(group.slab.get(*place)));
+            let after = held.fold(Held::default(), Held::plus);
+            let before = group.total;
+            self.count(&mut group.total, before, after);
+        }
         if present != before {
             self.recount(group, cut);
             let first = number * GROUP;
@@ -293,8 +304,8 @@ impl Store {
         scrubbed
     }
 
-    /// Alters the bytes of a record behind the store's back, as a fault of the memory would: stamp,
-    /// key and value, in this order. For tests. Whether there is one.
+    /// Alters the bytes of a record behind the store's back, as a fault of the memory would: flags,
+    /// lengths, checksum, stamp, key and value, in this order. For tests. Whether there is one.
     #[doc(hidden)]
     pub fn alter(&self, key: HashedKey<'_>, alter: impl FnOnce(&mut [u8])) -> bool {
         let Some(mut group) = self.groups.get_mut(&group_of(key.partition)) else {
@@ -304,7 +315,7 @@ impl Store {
         let is_key = |place: &super::Place| slab.get(*place).key() == key.bytes;
         let place = table.find(table_hash(key.hash), is_key).copied();
         place.is_some_and(|place| {
-            alter(slab.checked_mut(place));
+            alter(slab.bytes_mut(place));
             true
         })
     }

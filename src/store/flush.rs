@@ -80,9 +80,10 @@ impl Store {
         let mut freed = 0;
         group.table.retain(|place| {
             let packed = group.slab.get(*place);
-            let is_over = self.flushes.covers(packed.key(), packed.stamp());
+            let is_over =
+                !packed.is_unreadable() && self.flushes.covers(packed.key(), packed.stamp());
             if is_over {
-                self.count(Held::of(packed), Held::default());
+                self.count(&mut group.total, Held::of(packed), Held::default());
                 group.promises.forget(packed.stamp().newest());
                 group.slab.remove(*place);
                 freed += 1;

@@ -159,6 +159,7 @@ impl Store {
             digests,
             has_aged,
             promises,
+            total,
         } = group;
         let too_old = |held: Option<Version>| promises.keeps_out(key.hash, record, held);
         let at = place_in_group(key.partition);
@@ -219,7 +220,7 @@ impl Store {
         }
         promises.on_taken(key.hash, record.stamp());
         self.compact(table, slab);
-        self.count(before, held);
+        self.count(total, before, held);
         Applied::Applied { prior }
     }
 
@@ -290,6 +291,7 @@ impl Store {
             due,
             digests,
             promises,
+            total,
             ..
         } = &mut *group;
         if let Some(ballot) = promises.of(key.hash)
@@ -328,7 +330,7 @@ impl Store {
             *place = slab.replace(*place, changed);
             let share = self.share(key.hash, changed);
             digests.change(place_in_group(key.partition), Some(share_before), share);
-            self.count(before, Held::new(key.bytes, changed));
+            self.count(total, before, Held::new(key.bytes, changed));
             now_held = Summary::of(changed);
             due.note(share, changed, digests.cut());
             self.compact(table, slab);
@@ -441,24 +443,31 @@ impl Store {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// Counts a change of what is held under one key. An overwrite by a value of the same length,
-    /// the most common one, touches no counter.
-    fn count(&self, before: Held, after: Held) {
+    /// Counts a change of what is held under one key of a group. An overwrite by a value of the same
+    /// length, the most common one, touches no counter.
+    fn count(&self, total: &mut Held, before: Held, after: Held) {
         // Wrapping: taking away is adding the two's complement, in one atomic step each.
-        for (counter, before, after) in [
-            (&self.keys, before.values, after.values),
-            (&self.tombstones, before.tombstones, after.tombstones),
-            (&self.bytes, before.bytes, after.bytes),
+        for (counter, of_group, before, after) in [
+            (&self.keys, &mut total.values, before.values, after.values),
+            (
+                &self.tombstones,
+                &mut total.tombstones,
+                before.tombstones,
+                after.tombstones,
+            ),
+            (&self.bytes, &mut total.bytes, before.bytes, after.bytes),
         ] {
             if before != after {
-                counter.fetch_add(after.wrapping_sub(before), Ordering::Relaxed);
+                let change = after.wrapping_sub(before);
+                counter.fetch_add(change, Ordering::Relaxed);
+                *of_group = of_group.wrapping_add(change);
             }
         }
     }
 }
 
-/// What a record adds to the counters.
-#[derive(Debug, Clone, Copy, Default)]
+/// What a record, or all of a group, adds to the counters.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Held {
     values: u64,
     tombstones: u64,
@@ -472,6 +481,14 @@ impl Held {
             values,
             tombstones: 1 - values,
             bytes: packed.bytes(),
+        }
+    }
+
+    const fn plus(self, other: Self) -> Self {
+        Self {
+            values: self.values + other.values,
+            tombstones: self.tombstones + other.tombstones,
+            bytes: self.bytes + other.bytes,
         }
     }
 
@@ -527,6 +544,8 @@ struct Group {
     /// There may be tombstones that are old enough to be purged.
     has_aged: bool,
     promises: Promises,
+    /// What its records add to the counters: of a damaged one nobody knows what it was.
+    total: Held,
 }
 
 impl Group {
@@ -538,6 +557,7 @@ impl Group {
             digests: Digests::new(cut),
             has_aged: false,
             promises: Promises::default(),
+            total: Held::default(),
         }
     }
 

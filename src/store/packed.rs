@@ -8,9 +8,10 @@
 //!         | value version 16 | expires at 8, if any | expiry version 16, if it differs | key | value
 //! ```
 //!
-//! The checksum is over what stands behind it: it is how a record that a fault of the memory has
-//! altered is found (Bairavasundaram et al., *An Analysis of Data Corruption in the Storage Stack*,
-//! FAST 2008, for why one looks).
+//! The checksum is how a record that a fault of the memory has altered is found (Bairavasundaram et
+//! al., *An Analysis of Data Corruption in the Storage Stack*, FAST 2008, for why one looks). Its first
+//! byte is over what stands before it, the flags and the lengths: cheap enough to be looked at each
+//! time, because a wrong length leads into the neighbours. The other three are over what stands behind.
 //!
 //! The length of a value that is not short is that of the run: such a record lies alone.
 
@@ -28,15 +29,21 @@ pub(super) struct Packed<'a> {
 }
 
 impl<'a> Packed<'a> {
-    /// The record at the beginning of `bytes`, which [`Layout::write`] wrote.
+    /// The record at the beginning of `bytes`, which [`Layout::write`] wrote. One whose flags or
+    /// lengths are damaged is a record of no key that is not intact.
     #[inline(always)]
     pub(super) fn at(bytes: &'a [u8]) -> Self {
-        let head = Head::of(bytes);
-        let end = head.end.unwrap_or(bytes.len());
-        Self {
-            bytes: &bytes[..end],
+        Self::read(bytes).unwrap_or(DAMAGED)
+    }
+
+    /// The same; `None`: its flags or lengths are damaged, so that nobody knows where it ends.
+    #[inline(always)]
+    pub(super) fn read(bytes: &'a [u8]) -> Option<Self> {
+        let head = Head::of(bytes)?;
+        Some(Self {
+            bytes: bytes.get(..head.end)?,
             head,
-        }
+        })
     }
 
     /// The key.
@@ -116,16 +123,20 @@ impl<'a> Packed<'a> {
         !self.has(IS_TOMBSTONE | HAS_EXPIRY | HAS_EXPIRY_VERSION)
     }
 
-    /// What its checksum is over.
-    pub(super) const fn checked(self) -> std::ops::Range<usize> {
-        self.head.version_at..self.bytes.len()
+    /// Whether its flags or lengths are damaged: nothing that it says is to be believed.
+    pub(super) const fn is_unreadable(self) -> bool {
+        self.head.key_at == self.head.value_at
     }
 
-    /// Whether it is what was written.
+    /// All of it.
+    pub(super) const fn as_bytes(self) -> &'a [u8] {
+        self.bytes
+    }
+
+    /// Whether it is what was written. The check of its head was looked at when it was read.
     pub(super) fn is_intact(self) -> bool {
-        let (checksum, checked) =
-            self.bytes[self.head.version_at - CHECKSUM_BYTES..].split_at(CHECKSUM_BYTES);
-        checksum == checksum_of(checked)
+        let (checks, body) = self.bytes[self.head.check_at()..].split_at(CHECKSUM_BYTES);
+        checks[1..] == body_check(body)
     }
 
     fn has(self, flag: u8) -> bool {
@@ -149,7 +160,14 @@ impl<'a> Packed<'a> {
 
 /// Marks the record at the beginning of `bytes` as one that nothing points to any more.
 pub(super) fn kill(bytes: &mut [u8]) {
-    bytes[0] |= IS_DEAD;
+    let head = Head::of(bytes);
+    if let Some(flags) = bytes.first_mut() {
+        *flags |= IS_DEAD;
+    }
+    if let Some(head) = head {
+        let (checked, check) = bytes.split_at_mut(head.check_at());
+        check[0] = head_check(checked);
+    }
 }
 
 /// Where the parts of a record are.
@@ -158,13 +176,17 @@ struct Head {
     version_at: usize,
     key_at: usize,
     value_at: usize,
-    /// `None`: it ends where the run does.
-    end: Option<usize>,
+    end: usize,
 }
 
 impl Head {
+    /// `None`: no record begins like this.
     #[inline(always)]
-    fn of(bytes: &[u8]) -> Self {
+    fn of(bytes: &[u8]) -> Option<Self> {
+        // What is looked at below is within this.
+        if bytes.len() < RECORD_BYTES_MIN {
+            return None;
+        }
         let flags = bytes[0];
         let u16_at = |at: usize| usize::from(u16::from_le_bytes([bytes[at], bytes[at + 1]]));
         let (key_len, mut at) = if flags & HAS_LONG_KEY == 0 {
@@ -179,15 +201,25 @@ impl Head {
         } else if flags & IS_TOMBSTONE != 0 {
             value_len = Some(0);
         }
-        at += CHECKSUM_BYTES;
-        let key_at = at + stamp_bytes(flags);
+        let check_at = at;
+        let version_at = check_at + CHECKSUM_BYTES;
+        let key_at = version_at + stamp_bytes(flags);
         let value_at = key_at + key_len;
-        Self {
-            version_at: at,
+        // A value that is not short ends where the run does.
+        let end = value_len.map_or(bytes.len(), |len| value_at + len);
+        let is_whole = value_at <= end
+            && end <= bytes.len()
+            && head_check(&bytes[..check_at]) == bytes[check_at];
+        is_whole.then_some(Self {
+            version_at,
             key_at,
             value_at,
-            end: value_len.map(|len| value_at + len),
-        }
+            end,
+        })
+    }
+
+    const fn check_at(self) -> usize {
+        self.version_at - CHECKSUM_BYTES
     }
 }
 
@@ -270,28 +302,27 @@ impl Layout {
         });
         out.extend_from_slice(key);
         out.extend_from_slice(value);
-        set_checksum(&mut out[checksum_at..]);
+        set_checks(&mut out[before..], checksum_at - before);
         debug_assert_eq!(out.len() - before, self.total);
     }
 
     /// Writes over a record of the same key if the layouts are the same; whether they were.
     pub(super) fn write_over(self, record: RecordRef<'_>, bytes: &mut [u8]) -> bool {
-        let before = Packed::at(bytes);
-        if bytes[0] != self.flags || before.len() != self.total {
+        let Some(before) = Packed::read(bytes) else {
+            return false;
+        };
+        if before.bytes[0] != self.flags || before.len() != self.total {
             return false;
         }
-        let Head {
-            version_at,
-            value_at,
-            ..
-        } = before.head;
+        let head = before.head;
+        let (version_at, value_at) = (head.version_at, head.value_at);
         let mut at = version_at;
         self.for_each_number(record, |number| {
             bytes[at..at + 8].copy_from_slice(&number.to_le_bytes());
             at += 8;
         });
         bytes[value_at..self.total].copy_from_slice(record.value.unwrap_or_default());
-        set_checksum(&mut bytes[version_at - CHECKSUM_BYTES..self.total]);
+        set_checks(&mut bytes[..self.total], head.check_at());
         true
     }
 
@@ -308,15 +339,24 @@ impl Layout {
     }
 }
 
-/// Of all that follows it in `bytes`.
-fn set_checksum(bytes: &mut [u8]) {
-    let (checksum, checked) = bytes.split_at_mut(CHECKSUM_BYTES);
-    checksum.copy_from_slice(&checksum_of(checked));
+/// Writes the checksum of a record.
+fn set_checks(record: &mut [u8], check_at: usize) {
+    let (head, rest) = record.split_at_mut(check_at);
+    let (checks, body) = rest.split_at_mut(CHECKSUM_BYTES);
+    checks[0] = head_check(head);
+    checks[1..].copy_from_slice(&body_check(body));
 }
 
-fn checksum_of(bytes: &[u8]) -> [u8; CHECKSUM_BYTES] {
-    let [a, b, c, d, ..] = xxh3_64(bytes).to_le_bytes();
-    [a, b, c, d]
+/// Each byte takes part in it by a bijection: no change of a single byte goes unseen.
+#[inline(always)]
+fn head_check(head: &[u8]) -> u8 {
+    head.iter()
+        .fold(HEAD_CHECK_START, |check, byte| check.rotate_left(3) ^ byte)
+}
+
+fn body_check(body: &[u8]) -> [u8; CHECKSUM_BYTES - 1] {
+    let [a, b, c, ..] = xxh3_64(body).to_le_bytes();
+    [a, b, c]
 }
 
 const fn stamp_bytes(flags: u8) -> usize {
@@ -341,6 +381,44 @@ const IS_HASH: u8 = 128;
 const VERSION_BYTES: usize = 16;
 const VALUE_LENGTH_BYTES: usize = 2;
 const CHECKSUM_BYTES: usize = 4;
+/// Flags, the length of the key, the checksum, a version, a key of one byte.
+const RECORD_BYTES_MIN: usize = 1 + 1 + CHECKSUM_BYTES + VERSION_BYTES + 1;
+/// Memory that was overwritten with zeros is no record.
+const HEAD_CHECK_START: u8 = 0x5a;
+/// Stands for a record that cannot be read: a tombstone of version 0 without a key, whose checksum is
+/// not its own.
+const DAMAGED: Packed<'static> = Packed {
+    bytes: &[
+        IS_TOMBSTONE,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+    ],
+    head: Head {
+        version_at: 2 + CHECKSUM_BYTES,
+        key_at: 2 + CHECKSUM_BYTES + VERSION_BYTES,
+        value_at: 2 + CHECKSUM_BYTES + VERSION_BYTES,
+        end: 2 + CHECKSUM_BYTES + VERSION_BYTES,
+    },
+};
 const SHORT_KEY_BYTES_MAX: usize = 256;
 /// Longer ones are worth an allocation each: the share of what it adds is small, and moving them
 /// together would cost more.
@@ -412,6 +490,33 @@ mod tests {
             let packed = Packed::at(&bytes);
             prop_assert_eq!(packed.key(), &key[..]);
             prop_assert_eq!(packed.record().to_record(), if is_over { b } else { a });
+        }
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_read_is_not_intact() {
+        for bytes in [&[][..], &[0; 9], &[0; 64], &[0xff; 64]] {
+            let packed = Packed::at(bytes);
+            assert!(Packed::read(bytes).is_none() && !packed.is_intact());
+            assert_eq!((packed.key(), packed.record().value), (&b""[..], None));
+            assert_eq!(packed.stamp(), Stamp::fresh(Version::default()));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_byte_that_was_altered_is_seen_wherever_it_is(
+            key in prop::collection::vec(any::<u8>(), 1..300), a in record(), at in any::<prop::sample::Index>(), flip in 1u8..,
+        ) {
+            let mut bytes = Vec::new();
+            Layout::of(&key, (&a).into()).write(&key, (&a).into(), &mut bytes);
+            prop_assert!(Packed::at(&bytes).is_intact());
+            let at = at.index(bytes.len());
+            bytes[at] ^= flip;
+            // A neighbour that a wrong length would lead into.
+            bytes.extend([7; 2_000]);
+            prop_assert!(!Packed::at(&bytes).is_intact());
+            kill(&mut bytes);
         }
     }
 

@@ -6,6 +6,7 @@
 //! its records and is told to whoever points to them. (The log-structured memory of Rumble,
 //! Kejriwal, Ousterhout, FAST 2014, in the small.) Long records have an allocation each.
 
+use hashbrown::HashTable;
 use smallvec::SmallVec;
 
 use super::packed::{Layout, Packed, kill};
@@ -79,14 +80,15 @@ impl Slab {
     #[inline]
     pub(super) fn get(&self, place: Place) -> Packed<'_> {
         let run = match place.kind() {
-            Kind::Short { segment, offset } => &self.segments[segment].bytes[offset..],
+            Kind::Short { segment, offset } => self.segments[segment].from(offset),
             Kind::Long(index) => self.long(index),
         };
         Packed::at(run)
     }
 
     /// All records, in the order in which they lie in memory: many times faster to go through than
-    /// by their places.
+    /// by their places. What lies behind a record whose lengths are damaged is left out: see
+    /// [`Slab::rescue`].
     pub(super) fn iter(&self) -> impl Iterator<Item = Packed<'_>> {
         let short = self.segments.iter().flat_map(Segment::iter);
         let long = self.rest.iter().flat_map(|rest| rest.long.iter().flatten());
@@ -128,12 +130,41 @@ impl Slab {
         self.insert(&key, record)
     }
 
-    /// What the checksum of the record at `place` is over.
-    pub(super) fn checked_mut(&mut self, place: Place) -> &mut [u8] {
-        let checked = self.get(place).checked();
+    /// The bytes of the record at `place`.
+    pub(super) fn bytes_mut(&mut self, place: Place) -> &mut [u8] {
+        let length = self.get(place).len();
         match place.kind() {
-            Kind::Short { segment, offset } => &mut self.segments[segment].bytes[offset..][checked],
-            Kind::Long(index) => &mut self.long_mut(index)[checked],
+            Kind::Short { segment, offset } => {
+                &mut self.segments[segment].bytes[offset..][..length]
+            }
+            Kind::Long(index) => self.long_mut(index),
+        }
+    }
+
+    /// Whether all records can be reached one from the other, those that nothing points to included.
+    pub(super) fn is_whole(&self) -> bool {
+        self.segments.iter().all(Segment::is_whole)
+    }
+
+    /// Puts the short records at these places, and nothing else, into new segments, and changes the
+    /// places to where they are then. For when the way from one to the next is damaged.
+    pub(super) fn rescue(&mut self, places: &mut HashTable<Place>) {
+        let segments = std::mem::take(&mut self.segments);
+        self.open = 0;
+        if let Some(rest) = &mut self.rest {
+            rest.sparse.clear();
+            rest.roomy.clear();
+        }
+        for place in places.iter_mut() {
+            let Kind::Short { segment, offset } = place.kind() else {
+                continue;
+            };
+            let record = Packed::at(segments[segment].from(offset)).as_bytes();
+            // Always there: these records had room before.
+            if let Some((new, segment)) = self.place_for(record.len()) {
+                segment.bytes.extend_from_slice(record);
+                *place = new;
+            }
         }
     }
 
@@ -234,24 +265,45 @@ impl Segment {
     fn iter(&self) -> impl Iterator<Item = Packed<'_>> {
         let mut at = 0;
         let all = std::iter::from_fn(move || {
-            let record = self.bytes.get(at..).filter(|rest| !rest.is_empty())?;
-            let record = Packed::at(record);
+            let record = Packed::read(self.from(at))?;
             at += record.len();
             Some(record)
         });
         all.filter(|record| !record.is_dead())
     }
 
+    /// What begins at `offset`; nothing beyond the end.
+    #[inline]
+    fn from(&self, offset: usize) -> &[u8] {
+        self.bytes.get(offset..).unwrap_or_default()
+    }
+
+    /// Whether all records are intact, so that each leads to the next and the last to the end.
+    fn is_whole(&self) -> bool {
+        let mut at = 0;
+        while let Some(record) = Packed::read(self.from(at)) {
+            if !record.is_intact() {
+                return false;
+            }
+            at += record.len();
+        }
+        at == self.bytes.len()
+    }
+
     fn compact(&mut self, mut moved: impl FnMut(&[u8], usize, usize)) {
-        let live = self.bytes.len() - self.dead;
+        // With damage, whoever points to a record might not be found, or the rest be lost. The search
+        // for damage puts it right; the holes stay until then.
+        if !self.is_whole() {
+            return;
+        }
+        let live = self.bytes.len().saturating_sub(self.dead);
         let mut packed = Vec::with_capacity((live + live / 8).next_multiple_of(64));
         let mut at = 0;
-        while at < self.bytes.len() {
-            let record = Packed::at(&self.bytes[at..]);
+        while let Some(record) = Packed::read(self.from(at)) {
             if !record.is_dead() {
                 // Records move towards the beginning only: no new place is one still in use.
                 moved(record.key(), at, packed.len());
-                packed.extend_from_slice(&self.bytes[at..at + record.len()]);
+                packed.extend_from_slice(record.as_bytes());
             }
             at += record.len();
         }

@@ -388,6 +388,55 @@ fn damage_is_found_and_taken_out() {
 }
 
 proptest! {
+    /// A fault anywhere in a record, flags and lengths included, takes that record and no other.
+    #[test]
+    fn damage_anywhere_in_a_record_takes_that_record_alone(
+        victim in 0u8..40, at_byte in any::<prop::sample::Index>(), flip in 1u8.., deleted in 0u8..40,
+    ) {
+        let store = store();
+        let names: Vec<&'static [u8]> = (0..40u8).map(|n| &*format!("key-{n}").into_bytes().leak()).collect();
+        let mut held_before = Vec::new();
+        // Hashes decide which partition a key is of: one group holds all of them in tests.
+        for (n, name) in names.iter().enumerate() {
+            let value = Bytes::from(vec![7; n * 7]);
+            let record = Record::value(at(epoch(1) + n as u64), None, value);
+            store.apply(key(&store, name), (&record).into(), NOW);
+            held_before.push(held(&store, name, 0));
+        }
+        let k = key(&store, names[usize::from(victim)]);
+        let is_altered = store.alter(k, |bytes| {
+            let place = at_byte.index(bytes.len());
+            bytes[place] ^= flip;
+        });
+        prop_assert!(is_altered);
+        // Whatever goes through the records, or closes holes among them, meanwhile.
+        for n in (0..40u8).filter(|n| *n != victim && n.is_multiple_of(2)) {
+            let name = names[usize::from(n)];
+            let record = Record::value(at(epoch(1) + 100 + u64::from(n)), None, Bytes::from(vec![8; 900]));
+            store.apply(key(&store, name), (&record).into(), NOW);
+            held_before[usize::from(n)] = held(&store, name, 0);
+        }
+        let _shown = store.states(k.partition, Epoch(0));
+        let _left = store.scan(k.partition, None, |_, _| true);
+        let gone = deleted != victim;
+        if gone {
+            let k = key(&store, names[usize::from(deleted)]);
+            store.apply(k, (&Record::tombstone(at(epoch(1) + 1_000))).into(), NOW);
+            held_before[usize::from(deleted)] = held(&store, k.bytes, 0);
+        }
+        let damaged: u64 = (0..store.groups()).map(|group| store.scrub(group).damaged).sum();
+        prop_assert_eq!(damaged, 1);
+        for (n, name) in names.iter().enumerate() {
+            let expected = if n == usize::from(victim) { &None } else { &held_before[n] };
+            prop_assert_eq!(&held(&store, name, 0), expected, "{}", n);
+        }
+        prop_assert_eq!(store.keys(), 39 - u64::from(gone));
+        prop_assert_eq!(store.tombstones(), u64::from(gone));
+        for group in 0..store.groups() {
+            prop_assert_eq!(store.scrub(group), Scrubbed::default());
+        }
+    }
+
     /// Whatever is done in whatever order, digests are what a count from the beginning gives.
     #[test]
     fn digests_kept_at_each_step_are_those_of_a_recount(
