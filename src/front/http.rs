@@ -2,8 +2,8 @@
 
 use std::convert::Infallible;
 use std::fmt::Write as _;
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,12 +16,13 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use thiserror::Error;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::watch;
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
 use super::metrics::Metrics;
-use crate::env::Env;
+use super::places::{Place, Places, Source};
+use crate::env::{Env, Tasks};
 use crate::node::status::{NodeStatus, RingStatus};
 
 /// The address cannot be used.
@@ -50,42 +51,64 @@ pub async fn serve(listen: SocketAddr, shown: Shown, env: &Env) -> Result<(), Ht
         addr: listen,
         cause,
     })?;
-    let (tasks, shown) = (env.tasks.clone(), Arc::new(shown));
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    env.tasks.spawn(async move {
-        loop {
-            let stream = match listener.accept().await {
-                Ok((stream, _)) => stream,
-                Err(error) => {
-                    warn!(%error, "cannot accept an HTTP connection");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                    continue;
-                }
-            };
-            // One more than there are places is closed at once: monitoring comes again.
-            let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
-                continue;
-            };
-            let shown = Arc::clone(&shown);
-            tasks.spawn(async move {
-                serve_one(stream, &shown).await;
-                drop(place);
-            });
-        }
-    });
+    let shown = Arc::new(shown);
+    let answer: Answer = Arc::new(move |request| answer(request, &shown));
+    let tasks = env.tasks.clone();
+    env.tasks.spawn(accept(listener, answer, tasks));
     Ok(())
 }
 
-async fn serve_one(stream: TcpStream, shown: &Shown) {
-    let service = service_fn(|request| async move { Ok::<_, Infallible>(answer(&request, shown)) });
+/// Who knows what to answer.
+type Answer = Arc<dyn Fn(&Request<Incoming>) -> Response<Full<Bytes>> + Send + Sync>;
+
+async fn accept(listener: TcpListener, answer: Answer, tasks: Tasks) {
+    let places = Places::new(CONNECTIONS_MAX, CONNECTIONS_OF_SOURCE_MAX);
+    loop {
+        let (stream, from) = match listener.accept().await {
+            Ok((stream, from)) => (stream, from.ip()),
+            Err(error) => {
+                warn!(%error, "cannot accept an HTTP connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let (places, answer) = (Arc::clone(&places), Arc::clone(&answer));
+        tasks.spawn(async move { serve_one(stream, from, &places, &answer).await });
+    }
+}
+
+/// Until it is done, or silent while others need its place: probes must get in, whoever else has
+/// connected.
+async fn serve_one(stream: TcpStream, from: IpAddr, places: &Arc<Places>, answer: &Answer) {
+    let lost = watch::Sender::new(false);
+    let mut is_lost = lost.subscribe();
+    let place = Mutex::new(places.take(Source::of(Some(from)), lost));
+    let service = service_fn(|request| {
+        touch(&place);
+        let response = answer(&request);
+        async move { Ok::<_, Infallible>(response) }
+    });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADERS_MAX)
         .serve_connection(TokioIo::new(stream), service);
-    match timeout(CONNECTION_MAX, connection).await {
+    let served = async {
+        tokio::select! {
+            // Whoever sends a request while its place is lost is answered if both come together.
+            biased;
+            served = connection => served,
+            _ = is_lost.wait_for(|is_lost| *is_lost) => Ok(()),
+        }
+    };
+    match timeout(CONNECTION_MAX, served).await {
         Ok(Ok(())) | Err(_) => {}
         Ok(Err(error)) => debug!(%error, "HTTP connection ended"),
     }
+}
+
+fn touch(place: &Mutex<Place>) {
+    // std Mutex: never held across an await.
+    place.lock().unwrap_or_else(PoisonError::into_inner).touch();
 }
 
 fn answer(request: &Request<Incoming>, shown: &Shown) -> Response<Full<Bytes>> {
@@ -185,7 +208,45 @@ const TEXT: &str = "text/plain; charset=utf-8";
 const HTML: &str = "text/html; charset=utf-8";
 const STYLE: &str = "body{font:15px system-ui;margin:2em}td,th{padding:.3em .8em;text-align:left;\
     border-bottom:1px solid #ddd}.down{color:#b00}";
-const CONNECTIONS_MAX: usize = 64;
-const HEADERS_MAX: Duration = Duration::from_secs(5);
+const CONNECTIONS_MAX: usize = 128;
+/// Probes, a scraper and a page or two.
+const CONNECTIONS_OF_SOURCE_MAX: usize = 64;
+/// Whoever connects to ask asks at once.
+const HEADERS_MAX: Duration = Duration::from_secs(2);
 const CONNECTION_MAX: Duration = Duration::from_secs(60);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    /// Silent connections, however many, keep no probe out (finding 29).
+    #[tokio::test]
+    async fn a_probe_is_answered_under_a_flood_of_silent_connections() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let answer: Answer = Arc::new(|_| respond(StatusCode::OK, TEXT, "ok\n".to_owned()));
+        let tasks = Tasks::new();
+        tasks.spawn(accept(listener, answer, tasks.clone()));
+        let mut silent = Vec::new();
+        for _ in 0..3 * CONNECTIONS_MAX {
+            silent.push(TcpStream::connect(addr).await.unwrap());
+        }
+        for _ in 0..5 {
+            let mut probe = TcpStream::connect(addr).await.unwrap();
+            let request = b"GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+            probe.write_all(request).await.unwrap();
+            let mut response = String::new();
+            probe.read_to_string(&mut response).await.unwrap();
+            assert!(response.starts_with("HTTP/1.1 200 OK"), "{response}");
+            silent.push(TcpStream::connect(addr).await.unwrap());
+        }
+        // Those that were silent for longest have lost their places.
+        let mut first = silent.swap_remove(0);
+        let closed = timeout(Duration::from_secs(1), first.read(&mut [0])).await;
+        assert!(matches!(closed, Ok(Ok(0) | Err(_))), "{closed:?}");
+        assert!(tasks.shutdown(Duration::from_secs(5)).await);
+    }
+}

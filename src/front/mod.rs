@@ -7,5 +7,6 @@ pub mod doctor;
 pub mod http;
 pub mod metrics;
 pub mod peer_server;
+mod places;
 pub mod resp_server;
 mod unix;
