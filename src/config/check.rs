@@ -31,6 +31,7 @@ pub(super) fn across_keys(draft: &Draft, given: &Given, problems: &mut Vec<Probl
     check.advertised_address();
     check.distinct_listeners();
     check.memory_bound();
+    check.input_bound();
     Finding {
         quorum,
         warnings: check.warnings,
@@ -174,6 +175,26 @@ impl Checker<'_> {
         }
     }
 
+    /// A command that is allowed must not close who sends it: then the bound is that of one command.
+    fn input_bound(&mut self) {
+        let draft = self.draft;
+        let (Some(all), Some(value)) = (draft.client_input_bytes_max, draft.max_value_bytes) else {
+            return;
+        };
+        let request = value.0.saturating_mul(COMMAND_VALUES);
+        if all.0 < request {
+            let place = self.given.place("client_input_bytes_max");
+            let write = place.advice("client_input_bytes_max", &request.to_string());
+            self.warnings.push(Warning {
+                place,
+                text: format!(
+                    "client_input_bytes_max is less than one command may have, {COMMAND_VALUES} times \
+                     max_value_bytes, and that much is allowed; write {write}, or more"
+                ),
+            });
+        }
+    }
+
     fn refuse(&mut self, key: &str, reason: String, write: impl FnOnce(&Place) -> String) {
         let place = self.given.place(key);
         let given = keys().find(|row| row.name == key);
@@ -186,6 +207,9 @@ impl Checker<'_> {
         self.problems.push(Problem { place, fault });
     }
 }
+
+/// A command with several values, MSET say, is held whole until it is complete: so many of the longest.
+pub(super) const COMMAND_VALUES: u64 = 4;
 
 /// The rule for names that stand in certificates: that of a node's.
 #[expect(clippy::ptr_arg, reason = "the table hands over the key's own type")]

@@ -148,8 +148,14 @@ settings! {
         /// A client that sends nothing for this long is closed. "0s": never.
         client_timeout: Duration = "0s", like "5m", within "0s" to "30d";
 
-        /// A client that leaves a command unfinished for this long is closed.
+        /// A client that leaves a command unfinished and sends nothing for this long is closed; one
+        /// that has not logged in, whatever it sends meanwhile.
         pub unfinished_timeout: Duration = "60s", like "10s", within "100ms" to "1h";
+
+        /// How much memory unfinished commands and transactions of all Redis clients together may
+        /// take; beyond, the clients that hold most are closed. One command of 4 times
+        /// `max_value_bytes` is allowed in any case.
+        client_input_bytes_max: ByteSize = "256MiB", like "1GiB", within "1MiB" to "1TiB";
     }
 
     "Other nodes and tools" {
@@ -321,6 +327,13 @@ impl Settings {
         })
     }
 
+    /// What unfinished commands of all clients may take together: at least one of the largest.
+    #[must_use]
+    pub fn client_input_bytes_max(&self) -> u64 {
+        let command = self.max_value_bytes.0.saturating_mul(check::COMMAND_VALUES);
+        self.client_input_bytes_max.0.max(command)
+    }
+
     /// After how much silence a client is closed; `None` for never.
     #[must_use]
     pub fn client_timeout(&self) -> Option<Duration> {
@@ -334,7 +347,7 @@ pub(super) fn is_reloadable(key: &str) -> bool {
     RELOADABLE.contains(&key)
 }
 
-pub(super) const RELOADABLE: [&str; 20] = [
+pub(super) const RELOADABLE: [&str; 21] = [
     "ca_file",
     "cert_file",
     "key_file",
@@ -352,6 +365,7 @@ pub(super) const RELOADABLE: [&str; 20] = [
     "connections_max",
     "client_timeout",
     "unfinished_timeout",
+    "client_input_bytes_max",
     "log",
     "slowlog_threshold",
     "slowlog_keys",

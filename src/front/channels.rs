@@ -1,23 +1,28 @@
 //! Channels: who of this node's clients listens to what.
 //!
 //! A message goes to those who listen when it is published, on every node that can be reached, and to
-//! nobody else: nothing is kept.
+//! nobody else: nothing is kept. What waits for a client is bounded in bytes, for each and for all; who
+//! does not read in time is closed, as Redis does it.
 
-use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use thiserror::Error;
+use tokio::sync::{mpsc, watch};
 
 use crate::resp::matches;
 
 /// Who listens.
 #[derive(Debug, Default)]
 pub struct Channels {
-    listeners: Mutex<Listeners>,
+    /// Read to publish, written to subscribe; messages are handed over without it.
+    listeners: RwLock<Listeners>,
     /// How many look at what clients send: one load tells whether anybody does.
     monitors: AtomicUsize,
+    /// Bytes of all messages that wait for clients.
+    waiting: Arc<AtomicUsize>,
 }
 
 #[derive(Debug, Default)]
@@ -26,38 +31,97 @@ struct Listeners {
     channels: BTreeMap<Bytes, BTreeMap<u64, Mailbox>>,
     patterns: BTreeMap<Bytes, BTreeMap<u64, Mailbox>>,
     monitors: BTreeMap<u64, Mailbox>,
+    clients: BTreeMap<u64, Subscribed>,
+    /// What all subscriptions take.
+    bytes: usize,
 }
 
-/// Where a client's messages are put. It is bounded: who does not keep up is let go.
-pub(super) type Mailbox = mpsc::Sender<Heard>;
+/// What one client listens to.
+#[derive(Debug, Default)]
+struct Subscribed {
+    channels: BTreeSet<Bytes>,
+    patterns: BTreeSet<Bytes>,
+    bytes: usize,
+}
+
+/// Why a client cannot listen to one more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub(super) enum SubscribeError {
+    /// It is too long.
+    #[error(
+        "ERR a channel has at most {CHANNEL_BYTES_MAX} bytes and a pattern {PATTERN_BYTES_MAX}"
+    )]
+    TooLong,
+    /// The client has too many.
+    #[error("ERR a client listens to at most {SUBSCRIPTIONS_MAX} channels and patterns")]
+    TooMany,
+    /// All clients together have too many.
+    #[error("ERR the clients of this node listen to too many channels")]
+    NodeFull,
+}
+
+/// Where a client's messages are put.
+#[derive(Debug, Clone)]
+pub(super) struct Mailbox(Arc<Inbox>);
+
+/// Where a client takes them from.
+#[derive(Debug)]
+pub(super) struct Mail {
+    inbox: Arc<Inbox>,
+    messages: mpsc::UnboundedReceiver<Heard>,
+}
+
+#[derive(Debug)]
+struct Inbox {
+    /// Bounded by `bytes`.
+    sender: mpsc::UnboundedSender<Heard>,
+    /// What waits in it.
+    bytes: AtomicUsize,
+    /// A message did not fit: no other one is put in.
+    is_behind: AtomicBool,
+    /// Closes the client.
+    close: watch::Sender<bool>,
+}
 
 /// What a client hears.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub(super) enum Heard {
     /// A message on a channel.
-    Message(Bytes, Bytes),
+    Message(Arc<Message>),
     /// A message on a channel that matches a pattern.
-    Matched(Bytes, Bytes, Bytes),
+    Matched(Bytes, Arc<Message>),
     /// What a client of this node has sent.
-    Seen(String),
+    Seen(Arc<str>),
+}
+
+/// What was published. All who listen share it.
+#[derive(Debug)]
+pub(super) struct Message {
+    pub(super) channel: Bytes,
+    pub(super) text: Bytes,
+    waiting: Arc<AtomicUsize>,
 }
 
 impl Channels {
     /// Gives a message to those who listen here. How many there are.
-    pub fn publish(&self, channel: &Bytes, message: &Bytes) -> usize {
-        let listeners = self.listeners();
-        let mut heard = 0;
-        if let Some(clients) = listeners.channels.get(channel) {
-            let message = Heard::Message(channel.clone(), message.clone());
-            heard += tell(clients, &message);
+    pub fn publish(&self, channel: &Bytes, text: &Bytes) -> usize {
+        let to = self.listeners().of_message(channel);
+        if to.is_empty() {
+            return 0;
         }
-        for (pattern, clients) in &listeners.patterns {
-            if matches(pattern, channel) {
-                let message = Heard::Matched(pattern.clone(), channel.clone(), message.clone());
-                heard += tell(clients, &message);
-            }
-        }
-        heard
+        let message = Message::new(channel.clone(), text.clone(), &self.waiting);
+        let is_tight = self.waiting.load(Ordering::Relaxed) > WAITING_BYTES_MAX;
+        let sent = to.into_iter().filter(|(pattern, mailbox)| {
+            let message = Arc::clone(&message);
+            mailbox.send(
+                match pattern {
+                    None => Heard::Message(message),
+                    Some(pattern) => Heard::Matched(pattern.clone(), message),
+                },
+                is_tight,
+            )
+        });
+        sent.count()
     }
 
     /// Lets a client listen; how many channels and patterns it listens to then.
@@ -66,47 +130,84 @@ impl Channels {
         client: u64,
         (name, is_pattern): (&[u8], bool),
         mailbox: &Mailbox,
-    ) -> usize {
-        let mut listeners = self.listeners();
+    ) -> Result<usize, SubscribeError> {
+        let bytes_max = match is_pattern {
+            true => PATTERN_BYTES_MAX,
+            false => CHANNEL_BYTES_MAX,
+        };
+        if name.len() > bytes_max {
+            return Err(SubscribeError::TooLong);
+        }
+        let mut listeners = self.listeners_mut();
+        let listeners = &mut *listeners;
+        let subscribed = listeners.clients.entry(client).or_default();
+        if subscribed.of(is_pattern).contains(name) {
+            return Ok(subscribed.count());
+        }
+        let bytes = name.len() + SUBSCRIPTION_BYTES;
+        if subscribed.count() >= SUBSCRIPTIONS_MAX
+            || subscribed.bytes + bytes > CLIENT_SUBSCRIPTION_BYTES_MAX
+        {
+            return Err(SubscribeError::TooMany);
+        }
+        if listeners.bytes + bytes > SUBSCRIPTION_BYTES_MAX {
+            return Err(SubscribeError::NodeFull);
+        }
         let name = Bytes::copy_from_slice(name);
+        subscribed.of(is_pattern).insert(name.clone());
+        subscribed.bytes += bytes;
+        listeners.bytes += bytes;
+        let count = subscribed.count();
         let clients = listeners.of(is_pattern).entry(name).or_default();
         clients.insert(client, mailbox.clone());
-        listeners.count(client)
+        Ok(count)
     }
 
     /// Lets a client listen no longer; how many channels and patterns it still listens to.
     pub(super) fn leave(&self, client: u64, (name, is_pattern): (&[u8], bool)) -> usize {
-        let mut listeners = self.listeners();
-        let of = listeners.of(is_pattern);
-        if let Some(clients) = of.get_mut(name) {
-            clients.remove(&client);
-            if clients.is_empty() {
-                of.remove(name);
-            }
+        let mut listeners = self.listeners_mut();
+        let listeners = &mut *listeners;
+        let Some(subscribed) = listeners.clients.get_mut(&client) else {
+            return 0;
+        };
+        if subscribed.of(is_pattern).remove(name) {
+            let bytes = name.len() + SUBSCRIPTION_BYTES;
+            subscribed.bytes -= bytes;
+            listeners.bytes -= bytes;
+            listeners.remove(client, name, is_pattern);
         }
-        listeners.count(client)
+        listeners.clients.get(&client).map_or(0, Subscribed::count)
     }
 
     /// The channels, or the patterns, that a client listens to.
     pub(super) fn of_client(&self, client: u64, is_pattern: bool) -> Vec<Bytes> {
-        let mut listeners = self.listeners();
-        let of = listeners.of(is_pattern).iter();
-        let of = of.filter(|(_, clients)| clients.contains_key(&client));
-        of.map(|(name, _)| name.clone()).collect()
+        let listeners = self.listeners();
+        let subscribed = listeners.clients.get(&client);
+        let of = subscribed.map(|subscribed| match is_pattern {
+            true => &subscribed.patterns,
+            false => &subscribed.channels,
+        });
+        of.into_iter().flatten().cloned().collect()
     }
 
     /// A client has gone.
     pub(super) fn forget(&self, client: u64) {
-        let mut listeners = self.listeners();
-        for is_pattern in [false, true] {
-            listeners.of(is_pattern).retain(|_, clients| {
-                clients.remove(&client);
-                !clients.is_empty()
-            });
+        let mut listeners = self.listeners_mut();
+        let Some(subscribed) = listeners.clients.remove(&client) else {
+            let was_monitor = listeners.monitors.remove(&client).is_some();
+            if was_monitor {
+                self.count_monitors(&listeners);
+            }
+            return;
+        };
+        listeners.bytes -= subscribed.bytes;
+        for (names, is_pattern) in [(subscribed.channels, false), (subscribed.patterns, true)] {
+            for name in names {
+                listeners.remove(client, &name, is_pattern);
+            }
         }
         listeners.monitors.remove(&client);
-        let monitors = listeners.monitors.len();
-        self.monitors.store(monitors, Ordering::Relaxed);
+        self.count_monitors(&listeners);
     }
 
     /// The channels that somebody listens to.
@@ -130,10 +231,9 @@ impl Channels {
 
     /// Shows a client what others send from now on.
     pub(super) fn monitor(&self, client: u64, mailbox: &Mailbox) {
-        let mut listeners = self.listeners();
+        let mut listeners = self.listeners_mut();
         listeners.monitors.insert(client, mailbox.clone());
-        let monitors = listeners.monitors.len();
-        self.monitors.store(monitors, Ordering::Relaxed);
+        self.count_monitors(&listeners);
     }
 
     /// Whether anybody looks.
@@ -143,14 +243,28 @@ impl Channels {
 
     /// Shows what a client has sent to those who look. What does not fit is left out.
     pub(super) fn show(&self, line: &str) {
-        let seen = Heard::Seen(line.to_owned());
-        tell(&self.listeners().monitors, &seen);
+        let line: Arc<str> = line.into();
+        let monitors: Vec<Mailbox> = self.listeners().monitors.values().cloned().collect();
+        for mailbox in monitors {
+            mailbox.send(Heard::Seen(Arc::clone(&line)), false);
+        }
     }
 
-    fn listeners(&self) -> MutexGuard<'_, Listeners> {
-        // std Mutex: never held across an await.
+    fn count_monitors(&self, listeners: &Listeners) {
+        self.monitors
+            .store(listeners.monitors.len(), Ordering::Relaxed);
+    }
+
+    // std RwLock: never held across an await.
+    fn listeners(&self) -> RwLockReadGuard<'_, Listeners> {
         self.listeners
-            .lock()
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn listeners_mut(&self) -> RwLockWriteGuard<'_, Listeners> {
+        self.listeners
+            .write()
             .unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -164,45 +278,262 @@ impl Listeners {
         }
     }
 
-    fn count(&self, client: u64) -> usize {
-        let all = self.channels.values().chain(self.patterns.values());
-        all.filter(|clients| clients.contains_key(&client)).count()
+    /// Those who listen to a channel, with the patterns by which they do.
+    fn of_message(&self, channel: &Bytes) -> Vec<(Option<Bytes>, Mailbox)> {
+        let clients = self.channels.get(channel).into_iter();
+        let named = clients.flat_map(|clients| clients.values().map(|to| (None, to.clone())));
+        let patterns = self.patterns.iter();
+        let patterns = patterns.filter(|(pattern, _)| matches(pattern, channel));
+        let matched = patterns.flat_map(|(pattern, clients)| {
+            clients
+                .values()
+                .map(|to| (Some(pattern.clone()), to.clone()))
+        });
+        named.chain(matched).collect()
+    }
+
+    fn remove(&mut self, client: u64, name: &[u8], is_pattern: bool) {
+        let of = self.of(is_pattern);
+        if let Some(clients) = of.get_mut(name) {
+            clients.remove(&client);
+            if clients.is_empty() {
+                of.remove(name);
+            }
+        }
     }
 }
 
-/// Puts a message into mailboxes; into how many.
-fn tell(clients: &BTreeMap<u64, Mailbox>, message: &Heard) -> usize {
-    let told = clients
-        .values()
-        .filter(|mailbox| mailbox.try_send(message.clone()).is_ok());
-    told.count()
+impl Subscribed {
+    const fn of(&mut self, is_pattern: bool) -> &mut BTreeSet<Bytes> {
+        if is_pattern {
+            &mut self.patterns
+        } else {
+            &mut self.channels
+        }
+    }
+
+    fn count(&self) -> usize {
+        self.channels.len() + self.patterns.len()
+    }
 }
+
+impl Mailbox {
+    /// A mailbox of a client that is closed when a message does not fit into it.
+    pub(super) fn new(close: watch::Sender<bool>) -> (Self, Mail) {
+        let (sender, messages) = mpsc::unbounded_channel();
+        let inbox = Arc::new(Inbox {
+            sender,
+            bytes: AtomicUsize::new(0),
+            is_behind: AtomicBool::new(false),
+            close,
+        });
+        let mailbox = Self(Arc::clone(&inbox));
+        (mailbox, Mail { inbox, messages })
+    }
+
+    /// Puts a message in; whether there was room. `is_tight`: what waits for all clients is too much,
+    /// and only those who have read everything get more.
+    fn send(&self, heard: Heard, is_tight: bool) -> bool {
+        let inbox = &*self.0;
+        if inbox.is_behind.load(Ordering::Relaxed) {
+            return false;
+        }
+        let bytes = heard.bytes();
+        let before = inbox.bytes.fetch_add(bytes, Ordering::Relaxed);
+        let fits = before == 0 || (!is_tight && before + bytes <= MAILBOX_BYTES_MAX);
+        if fits {
+            return inbox.sender.send(heard).is_ok();
+        }
+        inbox.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        if !matches!(heard, Heard::Seen(_)) {
+            inbox.is_behind.store(true, Ordering::Relaxed);
+            inbox.close.send_replace(true);
+        }
+        false
+    }
+}
+
+impl Mail {
+    /// The next message; `None`: there will be no more.
+    pub(super) async fn next(&mut self) -> Option<Heard> {
+        let heard = self.messages.recv().await?;
+        Some(self.taken(heard))
+    }
+
+    /// A message that is there already.
+    pub(super) fn take(&mut self) -> Option<Heard> {
+        let heard = self.messages.try_recv().ok()?;
+        Some(self.taken(heard))
+    }
+
+    /// Whether a message did not fit.
+    pub(super) fn is_behind(&self) -> bool {
+        self.inbox.is_behind.load(Ordering::Relaxed)
+    }
+
+    fn taken(&self, heard: Heard) -> Heard {
+        self.inbox.bytes.fetch_sub(heard.bytes(), Ordering::Relaxed);
+        heard
+    }
+}
+
+impl Heard {
+    /// What it takes where it waits.
+    fn bytes(&self) -> usize {
+        let bytes = match self {
+            Self::Message(message) => message.bytes(),
+            Self::Matched(pattern, message) => pattern.len() + message.bytes(),
+            Self::Seen(line) => line.len(),
+        };
+        bytes + size_of::<Self>()
+    }
+}
+
+impl Message {
+    fn new(channel: Bytes, text: Bytes, waiting: &Arc<AtomicUsize>) -> Arc<Self> {
+        let message = Self {
+            channel,
+            text,
+            waiting: Arc::clone(waiting),
+        };
+        waiting.fetch_add(message.bytes(), Ordering::Relaxed);
+        Arc::new(message)
+    }
+
+    fn bytes(&self) -> usize {
+        self.channel.len() + self.text.len() + size_of::<Self>()
+    }
+}
+
+impl Drop for Message {
+    fn drop(&mut self) {
+        self.waiting.fetch_sub(self.bytes(), Ordering::Relaxed);
+    }
+}
+
+/// What may wait for one client, as Redis has it for its class `pubsub`.
+pub(super) const MAILBOX_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// Messages that wait for clients, each counted once however many it waits for. Beyond, only those get
+/// one who have read all before it.
+pub const WAITING_BYTES_MAX: usize = 128 * 1024 * 1024;
+/// What all subscriptions of a node may take.
+pub const SUBSCRIPTION_BYTES_MAX: usize = 128 * 1024 * 1024;
+/// Of one client: ten thousand names of ordinary length.
+const CLIENT_SUBSCRIPTION_BYTES_MAX: usize = 4 * 1024 * 1024;
+pub(super) const SUBSCRIPTIONS_MAX: usize = 10_000;
+/// What the maps take for each.
+const SUBSCRIPTION_BYTES: usize = 256;
+const CHANNEL_BYTES_MAX: usize = 64 * 1024;
+/// To match one takes as long as it is, for each byte of a channel.
+const PATTERN_BYTES_MAX: usize = 1_024;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn mailbox() -> (Mailbox, Mail, watch::Receiver<bool>) {
+        let close = watch::Sender::new(false);
+        let closed = close.subscribe();
+        let (mailbox, mail) = Mailbox::new(close);
+        (mailbox, mail, closed)
+    }
+
     #[test]
     fn messages_reach_those_who_listen() {
         let channels = Channels::default();
-        let (mailbox, mut heard) = mpsc::channel(2);
-        assert_eq!(channels.listen(1, (b"news", false), &mailbox), 1);
-        assert_eq!(channels.listen(1, (b"n*", true), &mailbox), 2);
-        assert_eq!(channels.listen(1, (b"n*", true), &mailbox), 2);
-        let (news, message) = (Bytes::from_static(b"news"), Bytes::from_static(b"m"));
-        assert_eq!(channels.publish(&news, &message), 2);
-        assert_eq!(channels.publish(&Bytes::from_static(b"old"), &message), 0);
-        // There is no room for more.
-        assert_eq!(channels.publish(&news, &message), 0);
-        let plain = Heard::Message(news.clone(), message.clone());
-        assert_eq!(heard.try_recv(), Ok(plain));
-        let matched = Heard::Matched(Bytes::from_static(b"n*"), news.clone(), message.clone());
-        assert_eq!(heard.try_recv(), Ok(matched));
+        let (mailbox, mut mail, _closed) = mailbox();
+        assert_eq!(channels.listen(1, (b"news", false), &mailbox), Ok(1));
+        assert_eq!(channels.listen(1, (b"n*", true), &mailbox), Ok(2));
+        assert_eq!(channels.listen(1, (b"n*", true), &mailbox), Ok(2));
+        let (news, text) = (Bytes::from_static(b"news"), Bytes::from_static(b"m"));
+        assert_eq!(channels.publish(&news, &text), 2);
+        assert_eq!(channels.publish(&Bytes::from_static(b"old"), &text), 0);
+        assert!(matches!(mail.take(), Some(Heard::Message(m)) if m.text == text));
+        assert!(
+            matches!(mail.take(), Some(Heard::Matched(p, m)) if p == "n*" && m.channel == news)
+        );
+        assert!(mail.take().is_none());
+        assert_eq!(channels.waiting.load(Ordering::Relaxed), 0);
         assert_eq!(channels.names(None), vec![news.clone()]);
         assert_eq!((channels.count(b"news"), channels.patterns()), (1, 1));
         assert_eq!(channels.leave(1, (b"n*", true)), 1);
+        assert_eq!(channels.leave(1, (b"n*", true)), 1);
         channels.forget(1);
-        assert_eq!(channels.publish(&news, &message), 0);
+        assert_eq!(channels.publish(&news, &text), 0);
         assert!(channels.of_client(1, false).is_empty());
+        let listeners = channels.listeners();
+        assert!(listeners.clients.is_empty() && listeners.channels.is_empty());
+        assert_eq!(listeners.bytes, 0);
+    }
+
+    #[test]
+    fn who_does_not_read_is_closed_by_the_first_message_that_does_not_fit() {
+        let channels = Channels::default();
+        let (mailbox, mut mail, closed) = mailbox();
+        channels.listen(1, (b"news", false), &mailbox).unwrap();
+        let (news, text) = (Bytes::from_static(b"news"), Bytes::from(vec![7; 1 << 20]));
+        let fit = (0..100).take_while(|_| channels.publish(&news, &text) == 1);
+        assert_eq!(fit.count(), 31);
+        assert!(*closed.borrow() && mail.is_behind());
+        // Nothing goes missing in between: there is no later one.
+        assert!(mail.take().is_some());
+        assert_eq!(channels.publish(&news, &text), 0);
+        assert_eq!(channels.waiting.load(Ordering::Relaxed) >> 20, 30);
+        drop((mail, mailbox));
+        channels.forget(1);
+        assert_eq!(channels.waiting.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn what_waits_for_all_is_bounded_and_those_who_read_get_theirs() {
+        let channels = Channels::default();
+        let text = Bytes::from(vec![7; 8 << 20]);
+        let mut slow = Vec::new();
+        for client in 0..100u64 {
+            let name = format!("c{client}").into_bytes();
+            let (mailbox, mail, closed) = mailbox();
+            channels.listen(client, (&name, false), &mailbox).unwrap();
+            channels.publish(&Bytes::from(name.clone()), &text);
+            channels.publish(&Bytes::from(name), &text);
+            slow.push((mail, closed));
+        }
+        let waiting = channels.waiting.load(Ordering::Relaxed);
+        // One message each, and those that came before it was tight.
+        assert!(waiting < WAITING_BYTES_MAX + 100 * (9 << 20), "{waiting}");
+        assert!(slow.iter().any(|(_, closed)| *closed.borrow()));
+        let (mailbox, mut mail, closed) = mailbox();
+        channels.listen(100, (b"fast", false), &mailbox).unwrap();
+        for _ in 0..10 {
+            assert_eq!(channels.publish(&Bytes::from_static(b"fast"), &text), 1);
+            assert!(mail.take().is_some());
+        }
+        assert!(!*closed.borrow());
+    }
+
+    #[test]
+    fn subscriptions_of_a_client_are_bounded_in_number_and_bytes() {
+        let channels = Channels::default();
+        let (mailbox, _mail, _closed) = mailbox();
+        for number in 1..=SUBSCRIPTIONS_MAX {
+            let name = number.to_string();
+            let listened = channels.listen(1, (name.as_bytes(), number % 2 == 0), &mailbox);
+            assert_eq!(listened, Ok(number));
+        }
+        let one_more = channels.listen(1, (b"one more", false), &mailbox);
+        assert_eq!(one_more, Err(SubscribeError::TooMany));
+        // Those it has are no more.
+        assert_eq!(
+            channels.listen(1, (b"1", false), &mailbox),
+            Ok(SUBSCRIPTIONS_MAX)
+        );
+        let long = vec![b'*'; PATTERN_BYTES_MAX + 1];
+        let listened = channels.listen(2, (&long, true), &mailbox);
+        assert_eq!(listened, Err(SubscribeError::TooLong));
+        let long = |n: usize| [n.to_string().into_bytes(), vec![b'c'; 60_000]].concat();
+        let taken = (0..).take_while(|n| channels.listen(2, (&long(*n), false), &mailbox).is_ok());
+        assert_eq!(
+            taken.count(),
+            CLIENT_SUBSCRIPTION_BYTES_MAX / (60_000 + SUBSCRIPTION_BYTES + 2)
+        );
     }
 }

@@ -65,6 +65,12 @@ pub enum ProtocolError {
     /// An inline command does not end.
     #[error("Protocol error: too big inline request")]
     InlineLine,
+    /// More arguments than a client may send that has not logged in.
+    #[error("Protocol error: unauthenticated multibulk length")]
+    UnauthenticatedMultibulkLength,
+    /// A longer argument, or a longer request.
+    #[error("Protocol error: unauthenticated bulk length")]
+    UnauthenticatedBulkLength,
     /// An inline command has an odd quote.
     #[error("Protocol error: unbalanced quotes in request")]
     Quotes,
@@ -81,6 +87,8 @@ pub struct Args<'a> {
 #[derive(Debug)]
 pub struct Parser {
     limits: Limits,
+    /// Whoever has not logged in may send no more than a login takes.
+    is_authenticated: bool,
     state: State,
     /// How far the present request has been looked at, from its start.
     at: usize,
@@ -116,12 +124,24 @@ impl Parser {
     pub const fn new(limits: Limits) -> Self {
         Self {
             limits,
+            is_authenticated: true,
             state: State::Start,
             at: 0,
             ranges: Vec::new(),
             unquoted: Vec::new(),
             is_inline: false,
         }
+    }
+
+    /// Whether the client has logged in; until it has, requests are bounded as Redis bounds them.
+    pub const fn set_authenticated(&mut self, is_authenticated: bool) {
+        self.is_authenticated = is_authenticated;
+    }
+
+    /// See [`Parser::set_authenticated`].
+    #[must_use]
+    pub const fn is_authenticated(&self) -> bool {
+        self.is_authenticated
     }
 
     /// Looks at the input, which begins with the first byte that was neither consumed nor
@@ -177,6 +197,9 @@ impl Parser {
                 if count > max {
                     return Err(ProtocolError::MultibulkLength);
                 }
+                if !self.is_authenticated && count > UNAUTHENTICATED_ARGS_MAX {
+                    return Err(ProtocolError::UnauthenticatedMultibulkLength);
+                }
                 self.at = next;
                 self.is_inline = false;
                 // Redis takes `*0` and `*-1` for nothing.
@@ -189,10 +212,15 @@ impl Parser {
     }
 
     fn inline(&mut self, input: &[u8]) -> Result<Option<Parsed>, ProtocolError> {
-        let Some(end) = input.iter().position(|&byte| byte == b'\n') else {
-            return incomplete(input.len() > LINE_BYTES_MAX, ProtocolError::InlineLine);
+        let line_bytes_max = if self.is_authenticated {
+            LINE_BYTES_MAX
+        } else {
+            UNAUTHENTICATED_BYTES_MAX
         };
-        if end > LINE_BYTES_MAX {
+        let Some(end) = input.iter().position(|&byte| byte == b'\n') else {
+            return incomplete(input.len() > line_bytes_max, ProtocolError::InlineLine);
+        };
+        if end > line_bytes_max {
             return Err(ProtocolError::InlineLine);
         }
         let line = input[..end].strip_suffix(b"\r").unwrap_or(&input[..end]);
@@ -212,6 +240,9 @@ impl Parser {
         let Some(length) = self.bulk_length(input)? else {
             return Ok(Some(Parsed::Incomplete { discard: 0 }));
         };
+        if !self.is_authenticated && bytes + length > UNAUTHENTICATED_BYTES_MAX {
+            return Err(ProtocolError::UnauthenticatedBulkLength);
+        }
         if length > self.limits.value_bytes_max || bytes + length > self.limits.request_bytes_max {
             let over = if length > self.limits.value_bytes_max {
                 length
@@ -505,6 +536,10 @@ const fn hex(digit: u8) -> u8 {
     }
 }
 
+/// As in Redis: `AUTH`, or `HELLO` with all its options.
+const UNAUTHENTICATED_ARGS_MAX: i64 = 10;
+/// As in Redis for one argument; here for all of them together.
+const UNAUTHENTICATED_BYTES_MAX: usize = 16 * 1024;
 /// As in Redis: longer than this, and it is not a line.
 const LINE_BYTES_MAX: usize = 64 * 1024;
 /// As in Redis (`proto-max-bulk-len`): longer than this, and it is not an argument.
@@ -527,6 +562,58 @@ mod tests {
         Request(Vec<Vec<u8>>),
         TooBig(u64),
         Broken(ProtocolError),
+    }
+
+    /// What a client may send that has not logged in (finding 14).
+    #[test]
+    fn before_the_login_a_request_is_short() {
+        let mut parser = Parser::new(Limits {
+            value_bytes_max: 1 << 20,
+            request_bytes_max: 1 << 22,
+            args_max: 1 << 20,
+        });
+        let argument = |length: usize| {
+            [
+                format!("${length}\r\n").into_bytes(),
+                vec![b'x'; length],
+                b"\r\n".to_vec(),
+            ]
+            .concat()
+        };
+        let of_ten = [b"*10\r\n".to_vec(), argument(1_638).repeat(10)].concat();
+        let inline = [vec![b'x'; 16 * 1024], b"\n".to_vec()].concat();
+        let too_much = [
+            (
+                b"*11\r\n".to_vec(),
+                ProtocolError::UnauthenticatedMultibulkLength,
+            ),
+            (
+                b"*2\r\n$16385\r\n".to_vec(),
+                ProtocolError::UnauthenticatedBulkLength,
+            ),
+            (
+                [b"*2\r\n".to_vec(), argument(16_000), b"$400\r\n".to_vec()].concat(),
+                ProtocolError::UnauthenticatedBulkLength,
+            ),
+            (vec![b'x'; 16 * 1024 + 1], ProtocolError::InlineLine),
+        ];
+        for (bytes, error) in too_much {
+            parser = Parser::new(parser.limits);
+            parser.set_authenticated(false);
+            assert_eq!(parser.parse(&bytes), Err(error));
+            parser = Parser::new(parser.limits);
+            let parsed = parser.parse(&bytes);
+            assert!(
+                matches!(parsed, Ok(Parsed::Incomplete { .. })),
+                "{parsed:?}"
+            );
+        }
+        parser = Parser::new(parser.limits);
+        parser.set_authenticated(false);
+        for bytes in [of_ten, inline] {
+            let consumed = bytes.len();
+            assert_eq!(parser.parse(&bytes), Ok(Parsed::Request { consumed }));
+        }
     }
 
     /// Feeds the pieces one after the other, as a connection does.

@@ -136,6 +136,7 @@ pub(super) fn resp_config(settings: &Settings) -> anyhow::Result<resp_server::Co
         idle_max: settings.client_timeout().unwrap_or_default(),
         unfinished_max: settings.unfinished_timeout,
         value_bytes_max: usize::try_from(settings.max_value_bytes.0)?,
+        input_bytes_max: usize::try_from(settings.client_input_bytes_max())?,
         slow: SlowRules {
             threshold: settings.slowlog_threshold,
             with_keys: settings.slowlog_keys,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::model::{Database, Millis};
@@ -25,6 +25,10 @@ pub(super) struct Client {
     since: Millis,
     /// It is to be closed.
     killed: watch::Sender<bool>,
+    /// What it has sent that is not finished.
+    input_bytes: AtomicUsize,
+    /// It is closed because that was too much.
+    is_over_input: AtomicBool,
     details: Mutex<Details>,
 }
 
@@ -59,6 +63,8 @@ impl Clients {
             local,
             since: now,
             killed: watch::Sender::new(false),
+            input_bytes: AtomicUsize::new(0),
+            is_over_input: AtomicBool::new(false),
             details: Mutex::new(details),
         });
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
@@ -90,6 +96,26 @@ impl Clients {
         meant.map(|client| client.kill()).count()
     }
 
+    /// Closes those that hold most of what was sent and is not finished, until all others together hold
+    /// no more than this.
+    pub(super) fn close_largest(&self, all_max: usize) {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        // Those that are closed already give theirs back by themselves.
+        let held = open.values().filter(|client| !*client.killed.borrow());
+        let mut held: Vec<_> = held
+            .map(|client| (client.input_bytes.load(Ordering::Relaxed), client))
+            .collect();
+        held.sort_unstable_by_key(|(bytes, client)| (*bytes, client.id));
+        let mut all: usize = held.iter().map(|(bytes, _)| bytes).sum();
+        while all > all_max
+            && let Some((bytes, client)) = held.pop()
+        {
+            client.is_over_input.store(true, Ordering::Relaxed);
+            client.kill();
+            all -= bytes;
+        }
+    }
+
     pub(super) fn list(&self, now: Millis) -> String {
         let open: Vec<_> = {
             let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
@@ -106,6 +132,20 @@ impl Client {
     /// Lets it be closed.
     pub(super) fn kill(&self) {
         self.killed.send_replace(true);
+    }
+
+    /// Closes it when it is set.
+    pub(super) fn close_switch(&self) -> watch::Sender<bool> {
+        self.killed.clone()
+    }
+
+    pub(super) fn set_input_bytes(&self, bytes: usize) {
+        self.input_bytes.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Whether it is closed for what it has sent and not finished.
+    pub(super) fn is_over_input(&self) -> bool {
+        self.is_over_input.load(Ordering::Relaxed)
     }
 
     /// Tells when it is to be closed.

@@ -11,13 +11,15 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tracing::{debug, warn};
 
 use super::clients::Client;
+use super::inputs::{HeldInput, OVER_INPUT};
 use super::keys;
 use super::levels::Door;
 use super::listening::{self, Listening};
+use super::login::{Attempt, Checked};
 use super::plan::{Counters, Plan, run_local};
 use super::replies;
 use super::ring_wide;
@@ -26,6 +28,7 @@ use super::slowlog::SlowEntry;
 use super::stats::Tally;
 use super::{Config, Shared};
 use crate::front::channels::Heard;
+use crate::front::places::{Place, Source};
 use crate::model::{Level, Levels, Millis};
 use crate::node::coordinator::{Action, Local};
 use crate::resp::{
@@ -39,6 +42,11 @@ pub(super) struct Connection<'a> {
     shared: &'a Shared,
     parser: Parser,
     input: Vec<u8>,
+    held: HeldInput<'a>,
+    /// Since when a request of who has not logged in is unfinished.
+    unfinished_since: Option<Instant>,
+    /// Of who has not logged in.
+    place: Option<Place>,
     executor: Executor<'a>,
 }
 
@@ -68,11 +76,16 @@ impl<'a> Connection<'a> {
     ) -> Self {
         let config = shared.config();
         let levels = config.levels.of_door(door);
+        let listening = Listening::new(client.close_switch());
+        let held = HeldInput::new(&shared.inputs, &shared.clients, Arc::clone(&client));
         let session = Session::new(client, config.password.is_none(), levels);
-        Self {
+        let mut connection = Self {
             shared,
             parser: Parser::new(config.limits()),
             input: Vec::new(),
+            held,
+            unfinished_since: None,
+            place: None,
             executor: Executor {
                 shared,
                 config,
@@ -83,11 +96,27 @@ impl<'a> Connection<'a> {
                 tally: Tally::default(),
                 plan: Plan::default(),
                 output: Vec::new(),
-                listening: Listening::default(),
+                listening,
                 now: shared.env.clock.wall(),
                 local: None,
             },
-        }
+        };
+        connection.follow_login();
+        connection
+    }
+
+    /// Who has not logged in takes one of few places, and sends no more than a login takes.
+    fn follow_login(&mut self) {
+        let Executor {
+            session, peer_ip, ..
+        } = &self.executor;
+        let is_logged_in = session.is_logged_in();
+        self.parser.set_authenticated(is_logged_in);
+        self.place = (!is_logged_in).then(|| {
+            let lost = session.client().close_switch();
+            let places = &self.shared.unauthenticated;
+            places.take(Source::of(*peer_ip), lost)
+        });
     }
 
     /// Serves the connection until either side has enough of it, or the door is being closed.
@@ -112,14 +141,17 @@ impl<'a> Connection<'a> {
         let mut next = Next::Go;
         let mut killed = self.executor.session.client().killed();
         loop {
+            let waiting = self.reading();
             let Self {
-                input, executor, ..
+                input,
+                executor,
+                held,
+                ..
             } = self;
-            let listens = executor.listening.is_active();
             let event = tokio::select! {
                 // What has come is carried out before the door closes.
                 biased;
-                has_read = read(input, (&executor.config, listens), stream) => {
+                has_read = read(input, held, waiting, stream) => {
                     if has_read? { Event::Input } else { Event::End }
                 }
                 heard = executor.listening.next() => Event::Heard(heard),
@@ -127,7 +159,12 @@ impl<'a> Connection<'a> {
                 _ = killed.wait_for(|is_killed| *is_killed) => Event::End,
             };
             match event {
-                Event::End => return Ok(()),
+                Event::End => {
+                    if executor.session.client().is_over_input() {
+                        drop(timeout(EXPLAIN_MAX, stream.write_all(OVER_INPUT)).await);
+                    }
+                    return Ok(());
+                }
                 Event::Heard(heard) => {
                     executor.tell(&heard);
                     executor.write(stream).await?;
@@ -160,6 +197,7 @@ impl<'a> Connection<'a> {
             parser,
             input,
             executor,
+            ..
         } = self;
         let started = shared.env.clock.monotonic();
         // Once for all that came together: each look at the clock or the ring costs as much as a
@@ -169,6 +207,7 @@ impl<'a> Connection<'a> {
         executor.local = shared.coordinator.local();
         executor.select();
         let (mut at, mut next) = (0, Next::Go);
+        let mut has_logged_in_or_out = false;
         while next == Next::Go {
             match parser.parse(&input[at..]) {
                 Ok(Parsed::Request { consumed }) => {
@@ -177,6 +216,10 @@ impl<'a> Connection<'a> {
                     let args = parser.args(request);
                     if !args.is_empty() {
                         next = executor.take(Command::parse(args), request).await;
+                    }
+                    if parser.is_authenticated() != executor.session.is_logged_in() {
+                        has_logged_in_or_out = true;
+                        parser.set_authenticated(executor.session.is_logged_in());
                     }
                 }
                 Ok(Parsed::TooBig { consumed, bytes }) => {
@@ -203,17 +246,69 @@ impl<'a> Connection<'a> {
         input.drain(..at.min(input.len()));
         let ended = shared.env.clock.monotonic();
         executor.note_time(ended.saturating_duration_since(started));
+        if has_logged_in_or_out {
+            self.follow_login();
+        }
+        self.unfinished_since = match (self.input.is_empty(), at, self.unfinished_since) {
+            (true, ..) => None,
+            (false, 0, Some(since)) => Some(since),
+            (false, ..) => Some(ended),
+        };
         Ok(next)
     }
+
+    /// How to wait for what comes next.
+    fn reading(&self) -> Reading {
+        let Executor {
+            config,
+            session,
+            listening,
+            ..
+        } = &self.executor;
+        let wait_max = if listening.is_active() {
+            // Who waits for messages has nothing to say.
+            Duration::ZERO
+        } else if self.input.is_empty() {
+            config.idle_max
+        } else if let (Some(since), false) = (self.unfinished_since, session.is_logged_in()) {
+            // However many bytes come meanwhile.
+            let now = self.shared.env.clock.monotonic();
+            let left = config
+                .unfinished_max
+                .saturating_sub(now.saturating_duration_since(since));
+            // Zero is for ever.
+            left.max(Duration::from_nanos(1))
+        } else {
+            config.unfinished_max
+        };
+        Reading {
+            wait_max,
+            queued_bytes: session.queued_bytes(),
+            all_bytes_max: config.input_bytes_max,
+        }
+    }
+}
+
+/// How to wait for what comes next.
+#[derive(Debug, Clone, Copy)]
+struct Reading {
+    /// Zero: for ever.
+    wait_max: Duration,
+    /// What the connection holds besides its input.
+    queued_bytes: usize,
+    /// What all connections may hold.
+    all_bytes_max: usize,
 }
 
 /// Reads what has come; `false` at the end.
 async fn read(
     input: &mut Vec<u8>,
-    (config, listens): (&Config, bool),
+    held: &mut HeldInput<'_>,
+    reading: Reading,
     stream: &mut (impl AsyncRead + Unpin),
 ) -> io::Result<bool> {
-    if input.is_empty() && input.capacity() > 2 * BUFFER_BYTES_KEPT {
+    let is_large = input.capacity() > 2 * BUFFER_BYTES_KEPT;
+    if input.is_empty() && (is_large || held.is_tight(reading.all_bytes_max)) {
         // One large value must not hold its memory until the connection ends.
         *input = Vec::new();
     }
@@ -221,14 +316,11 @@ async fn read(
     // connection costs little.
     let room = input.capacity().clamp(READ_BYTES_MIN, BUFFER_BYTES_KEPT);
     input.reserve(room);
-    let wait_max = if listens {
-        // Who waits for messages has nothing to say.
-        Duration::ZERO
-    } else if input.is_empty() {
-        config.idle_max
-    } else {
-        config.unfinished_max
-    };
+    let bytes = input.capacity() + reading.queued_bytes;
+    if !held.set(bytes, reading.all_bytes_max) {
+        return Ok(false);
+    }
+    let wait_max = reading.wait_max;
     if wait_max.is_zero() {
         return Ok(stream.read_buf(input).await? > 0);
     }
@@ -362,7 +454,8 @@ impl Executor<'_> {
                     return Next::Go;
                 }
                 let login = self.log_in(&command).await;
-                self.shared.stats.count(kind, login != Some(Login::Wrong));
+                let is_ok = !matches!(login, Some(Login::Wrong | Login::Refused));
+                self.shared.stats.count(kind, is_ok);
                 self.tally.add(kind, None);
                 let shared = (self.shared, &*self.config);
                 let next = self
@@ -682,13 +775,20 @@ impl Executor<'_> {
         let logins = &self.shared.logins;
         // A wrong user waits as a wrong password does.
         let given = if is_default { given } else { b"" };
-        if logins
-            .check(expected, given, self.peer_ip, &self.shared.env)
-            .await
-        {
-            return Some(Login::Right);
-        }
+        let attempt = Attempt {
+            expected,
+            given,
+            from: self.peer_ip,
+        };
         let stats = &self.shared.stats;
+        match logins.check(attempt, &self.shared.env).await {
+            Checked::Right => return Some(Login::Right),
+            Checked::Refused => {
+                stats.refused_logins.fetch_add(1, Ordering::Relaxed);
+                return Some(Login::Refused);
+            }
+            Checked::Wrong => {}
+        }
         stats.failed_logins.fetch_add(1, Ordering::Relaxed);
         warn!(
             client = self.session.client().address(),
@@ -755,6 +855,9 @@ const fn level_of(kind: CommandKind, levels: Levels) -> Level {
 const READ_BYTES_MIN: usize = 2 * 1024;
 /// What a busy connection reads or writes at once and keeps for the next time.
 const BUFFER_BYTES_KEPT: usize = 64 * 1024;
+
+/// To write a line to who may not read.
+const EXPLAIN_MAX: Duration = Duration::from_millis(10);
 
 /// A request of these words, as a client would send it.
 fn whole_request(words: &[&[u8]]) -> Vec<u8> {

@@ -1,36 +1,50 @@
 //! Connections that hear messages: subscriptions and `MONITOR`.
 
-use tokio::sync::mpsc;
+use tokio::sync::watch;
 
-use crate::front::channels::{Channels, Heard, Mailbox};
+use crate::front::channels::{Channels, Heard, Mail, Mailbox};
 use crate::resp::{Args, Command, ConnectionCommand, Encoder, Keys, Protocol};
 
 /// What one connection listens to.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Listening {
-    mailbox: Option<(Mailbox, mpsc::Receiver<Heard>)>,
+    mailbox: Option<(Mailbox, Mail)>,
+    /// Closes the connection.
+    close: watch::Sender<bool>,
     /// How many channels and patterns.
     count: usize,
     monitors: bool,
 }
 
 impl Listening {
+    /// To nothing yet. `close` is set when messages were not read fast enough.
+    pub(super) const fn new(close: watch::Sender<bool>) -> Self {
+        Self {
+            mailbox: None,
+            close,
+            count: 0,
+            monitors: false,
+        }
+    }
+
     /// The next message. Never, for those who do not listen.
     pub(super) async fn next(&mut self) -> Heard {
-        match &mut self.mailbox {
-            // It holds a sender of its own: there is no end.
-            Some((_, heard)) => match heard.recv().await {
-                Some(heard) => heard,
-                None => std::future::pending().await,
-            },
-            None => std::future::pending().await,
+        let Some((_, mail)) = &mut self.mailbox else {
+            return std::future::pending().await;
+        };
+        // It holds a sender of its own: there is no end.
+        while let Some(heard) = mail.next().await {
+            if is_wanted(&heard, self.count) {
+                return heard;
+            }
         }
+        std::future::pending().await
     }
 
     /// A message that is there already.
     pub(super) fn take(&mut self) -> Option<Heard> {
-        let (_, heard) = self.mailbox.as_mut()?;
-        heard.try_recv().ok()
+        let (_, mail) = self.mailbox.as_mut()?;
+        std::iter::from_fn(|| mail.take()).find(|heard| is_wanted(heard, self.count))
     }
 
     /// Whether it listens to anything.
@@ -41,7 +55,7 @@ impl Listening {
     /// Whether messages were left out because they were not read fast enough.
     pub(super) fn is_behind(&self) -> bool {
         let mailbox = self.mailbox.as_ref();
-        !self.monitors && mailbox.is_some_and(|(mailbox, _)| mailbox.capacity() == 0)
+        mailbox.is_some_and(|(_, mail)| mail.is_behind())
     }
 
     /// Why a command cannot be carried out: RESP2 cannot tell replies from messages.
@@ -78,7 +92,10 @@ impl Listening {
     ) {
         let mailbox = self.mailbox();
         for name in names.iter() {
-            self.count = channels.listen(client, (name, is_pattern), &mailbox);
+            match channels.listen(client, (name, is_pattern), &mailbox) {
+                Ok(count) => self.count = count,
+                Err(error) => return reply.error(&error.to_string()),
+            }
             let word: &[u8] = if is_pattern {
                 b"psubscribe"
             } else {
@@ -100,6 +117,10 @@ impl Listening {
         } else {
             b"unsubscribe"
         };
+        // What was published before is sent before.
+        while let Some(heard) = self.take() {
+            encode(&heard, reply);
+        }
         let all = match names.is_empty() {
             true => channels.of_client(client, is_pattern),
             false => names.iter().map(bytes::Bytes::copy_from_slice).collect(),
@@ -123,12 +144,12 @@ impl Listening {
     pub(super) fn reset(&mut self, client: u64, channels: &Channels) {
         if self.mailbox.is_some() {
             channels.forget(client);
-            *self = Self::default();
+            *self = Self::new(self.close.clone());
         }
     }
 
     fn mailbox(&mut self) -> Mailbox {
-        let new = || mpsc::channel(MAILBOX_MAX);
+        let new = || Mailbox::new(self.close.clone());
         self.mailbox.get_or_insert_with(new).0.clone()
     }
 }
@@ -136,18 +157,18 @@ impl Listening {
 /// Encodes what was heard.
 pub(super) fn encode(heard: &Heard, reply: &mut Encoder<'_>) {
     match heard {
-        Heard::Message(channel, message) => {
+        Heard::Message(message) => {
             reply.push(3);
             reply.bulk(b"message");
-            reply.bulk(channel);
-            reply.bulk(message);
+            reply.bulk(&message.channel);
+            reply.bulk(&message.text);
         }
-        Heard::Matched(pattern, channel, message) => {
+        Heard::Matched(pattern, message) => {
             reply.push(4);
             reply.bulk(b"pmessage");
             reply.bulk(pattern);
-            reply.bulk(channel);
-            reply.bulk(message);
+            reply.bulk(&message.channel);
+            reply.bulk(&message.text);
         }
         Heard::Seen(line) => reply.simple(line),
     }
@@ -163,5 +184,7 @@ fn answer(word: &[u8], name: Option<&[u8]>, count: usize, reply: &mut Encoder<'_
     reply.integer(i64::try_from(count).unwrap_or(i64::MAX));
 }
 
-/// Messages that wait for a client; one that is that far behind is let go.
-const MAILBOX_MAX: usize = 4_096;
+/// A message may have been on its way when the client left its last channel: then it expects none.
+const fn is_wanted(heard: &Heard, count: usize) -> bool {
+    count > 0 || matches!(heard, Heard::Seen(_))
+}

@@ -1,8 +1,12 @@
 //! Passwords: checked against a hash that costs, once each; wrong ones are answered late.
+//!
+//! Those who guess must not hold up those who know. Of one address one password is checked at a time;
+//! after a wrong one the next ones are refused unchecked for a while. Addresses that were wrong of late
+//! and all others are checked apart, so that a first right password waits for no wrong one.
 
 use std::fmt;
 use std::net::IpAddr;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use argon2::password_hash::phc::PasswordHash;
@@ -16,6 +20,7 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use crate::env::Env;
+use crate::front::places::Source;
 
 /// What clients must prove that they know.
 #[derive(Clone, PartialEq, Eq)]
@@ -131,9 +136,25 @@ pub(super) struct Logins {
     /// Of this process: what was right is kept as no more than a keyed hash.
     key: hmac::Key,
     right: Mutex<Option<(Password, hmac::Tag)>>,
-    /// One at a time: those who guess cannot have all processors.
-    checking: Semaphore,
-    failed: Mutex<LruCache<IpAddr, Failed>>,
+    /// One at a time each: those who guess cannot have all processors.
+    checking: Lanes,
+    sources: Mutex<LruCache<Source, Tries>>,
+}
+
+/// Where passwords wait for their check.
+struct Lanes {
+    /// Of those who were wrong of late.
+    failing: Arc<Semaphore>,
+    /// Of all others.
+    others: Arc<Semaphore>,
+}
+
+/// What one source has tried.
+#[derive(Debug, Clone, Default)]
+struct Tries {
+    /// Held by the one whose password is being checked.
+    turn: Arc<tokio::sync::Mutex<()>>,
+    failed: Option<Failed>,
 }
 
 /// How often somebody was wrong of late.
@@ -141,80 +162,155 @@ pub(super) struct Logins {
 struct Failed {
     times: u32,
     last: Instant,
+    /// Until then nothing of it is checked.
+    refused_until: Instant,
+}
+
+/// A password that somebody gave.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Attempt<'a> {
+    pub(super) expected: &'a Password,
+    pub(super) given: &'a [u8],
+    pub(super) from: Option<IpAddr>,
+}
+
+/// What came of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Checked {
+    Right,
+    Wrong,
+    /// Not looked at: one of the same source was wrong just now.
+    Refused,
 }
 
 impl Logins {
     /// `None`: the operating system has no randomness to give.
     pub(super) fn new() -> Option<Self> {
         let key = hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new()).ok()?;
+        let lane = || Arc::new(Semaphore::new(1));
         Some(Self {
             key,
             right: Mutex::default(),
-            checking: Semaphore::new(1),
-            failed: Mutex::new(LruCache::new(ADDRESSES_MAX)),
+            checking: Lanes {
+                failing: lane(),
+                others: lane(),
+            },
+            sources: Mutex::new(LruCache::new(SOURCES_MAX)),
         })
     }
 
     /// Whether a password is right. The answer to a wrong one comes the later, the more of them
-    /// came from the same address.
-    pub(super) async fn check(
-        &self,
-        expected: &Password,
-        given: &[u8],
-        from: Option<IpAddr>,
-        env: &Env,
-    ) -> bool {
+    /// came from the same source, and meanwhile others of that source are refused at once.
+    pub(super) async fn check(&self, attempt: Attempt<'_>, env: &Env) -> Checked {
         // Connections come and go all day with the same password: it is hashed in full once.
-        if self.was_right(expected, given) {
-            return true;
+        if self.was_right(attempt) {
+            return Checked::Right;
         }
-        let is_right = self.check_slowly(expected, given, env).await;
-        if is_right {
-            let tag = hmac::sign(&self.key, given);
-            *lock(&self.right) = Some((expected.clone(), tag));
-        } else {
-            let wait = self.note_failure(from, env.clock.monotonic());
-            tokio::time::sleep(wait).await;
+        let source = Source::of(attempt.from);
+        if self.is_refused(source, env) {
+            return Checked::Refused;
         }
-        is_right
+        // Many that come at once wait for the first of them, and then know as well.
+        let turn = self.turn(source).lock_owned().await;
+        if self.was_right(attempt) {
+            return Checked::Right;
+        }
+        if self.is_refused(source, env) {
+            return Checked::Refused;
+        }
+        if self.check_slowly(attempt, source, env).await {
+            let tag = hmac::sign(&self.key, attempt.given);
+            *lock(&self.right) = Some((attempt.expected.clone(), tag));
+            return Checked::Right;
+        }
+        let wait = self.note_failure(source, env.clock.monotonic());
+        drop(turn);
+        tokio::time::sleep(wait).await;
+        Checked::Wrong
     }
 
-    async fn check_slowly(&self, expected: &Password, given: &[u8], env: &Env) -> bool {
+    async fn check_slowly(&self, attempt: Attempt<'_>, source: Source, env: &Env) -> bool {
+        let Attempt {
+            expected, given, ..
+        } = attempt;
         if given.len() > PASSWORD_BYTES_MAX {
             return false;
         }
+        let lane = match self.has_failed(source, env.clock.monotonic()) {
+            true => &self.checking.failing,
+            false => &self.checking.others,
+        };
         // It is never closed.
-        let Ok(_turn) = self.checking.acquire().await else {
+        let Ok(place) = Arc::clone(lane).acquire_owned().await else {
             return false;
         };
         let (expected, given) = (expected.clone(), given.to_vec());
-        let checked = env.tasks.compute(move || expected.verify(&given)).await;
-        checked.unwrap_or(false)
+        let checked = env.tasks.compute(move || {
+            let is_right = expected.verify(&given);
+            // Only now: whoever gave it may have gone, and its check goes on.
+            drop(place);
+            is_right
+        });
+        checked.await.unwrap_or(false)
     }
 
-    fn was_right(&self, expected: &Password, given: &[u8]) -> bool {
+    fn was_right(&self, attempt: Attempt<'_>) -> bool {
         let right = lock(&self.right);
         right.as_ref().is_some_and(|(password, tag)| {
-            password == expected && hmac::verify(&self.key, given, tag.as_ref()).is_ok()
+            password == attempt.expected
+                && hmac::verify(&self.key, attempt.given, tag.as_ref()).is_ok()
         })
     }
 
+    fn turn(&self, source: Source) -> Arc<tokio::sync::Mutex<()>> {
+        let mut sources = lock(&self.sources);
+        if let Some(tries) = sources.get(&source) {
+            return Arc::clone(&tries.turn);
+        }
+        let tries = Tries::default();
+        let turn = Arc::clone(&tries.turn);
+        sources.insert(source, tries);
+        turn
+    }
+
+    fn is_refused(&self, source: Source, env: &Env) -> bool {
+        let mut sources = lock(&self.sources);
+        let failed = sources.get(&source).and_then(|tries| tries.failed);
+        failed.is_some_and(|failed| env.clock.monotonic() < failed.refused_until)
+    }
+
+    fn has_failed(&self, source: Source, now: Instant) -> bool {
+        let mut sources = lock(&self.sources);
+        let failed = sources.get(&source).and_then(|tries| tries.failed);
+        failed.is_some_and(|failed| failed.is_remembered(now))
+    }
+
     /// How long this one has to wait.
-    fn note_failure(&self, from: Option<IpAddr>, now: Instant) -> Duration {
-        let Some(from) = from else { return DELAY_MIN };
-        let mut all = lock(&self.failed);
-        let before = all.get(&from).copied();
-        let before =
-            before.filter(|failed| now.saturating_duration_since(failed.last) < FORGIVEN_AFTER);
-        let times = before.map_or(0, |failed| failed.times);
-        let failed = Failed {
+    fn note_failure(&self, source: Source, now: Instant) -> Duration {
+        let mut sources = lock(&self.sources);
+        let mut tries = sources.get(&source).cloned().unwrap_or_default();
+        let before = tries.failed.filter(|failed| failed.is_remembered(now));
+        let times = match source {
+            // Its users are few and known, and none may keep out the others.
+            Source::Local => 0,
+            Source::Address(_) => before.map_or(0, |failed| failed.times),
+        };
+        let wait = DELAY_MIN
+            .saturating_mul(1 << times.min(DOUBLINGS_MAX))
+            .min(DELAY_MAX);
+        tries.failed = Some(Failed {
             times: times.saturating_add(1),
             last: now,
-        };
-        all.insert(from, failed);
-        DELAY_MIN
-            .saturating_mul(1 << times.min(DOUBLINGS_MAX))
-            .min(DELAY_MAX)
+            refused_until: now + wait,
+        });
+        sources.insert(source, tries);
+        wait
+    }
+}
+
+impl Failed {
+    fn is_remembered(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.last) < FORGIVEN_AFTER
     }
 }
 
@@ -236,7 +332,7 @@ fn same(given: &[u8], expected: &[u8]) -> bool {
 const PASSWORD_BYTES_MAX: usize = 4 * 1024;
 const MEMORY_KIB_MAX: u32 = 1024 * 1024;
 const ROUNDS_MAX: u32 = 64;
-const ADDRESSES_MAX: usize = 1_024;
+const SOURCES_MAX: usize = 4_096;
 const DELAY_MIN: Duration = Duration::from_millis(250);
 const DELAY_MAX: Duration = Duration::from_secs(8);
 /// 0.25 s doubled so often is 8 s.
@@ -256,6 +352,14 @@ mod tests {
             rng: SeededRng::from_seed(1),
             tasks: Tasks::new(),
             disk: Arc::new(MemoryDisk::default()),
+        }
+    }
+
+    fn attempt<'a>(expected: &'a Password, given: &'a [u8], from: IpAddr) -> Attempt<'a> {
+        Attempt {
+            expected,
+            given,
+            from: Some(from),
         }
     }
 
@@ -295,7 +399,8 @@ mod tests {
         let mut waits = Vec::new();
         for _ in 0..8 {
             let begun = env.clock.monotonic();
-            assert!(!logins.check(&password, b"x", Some(address), &env).await);
+            let wrong = attempt(&password, b"x", address);
+            assert_eq!(logins.check(wrong, &env).await, Checked::Wrong);
             waits.push(begun.elapsed());
         }
         assert!(
@@ -308,15 +413,57 @@ mod tests {
         );
         assert!(waits[7] < DELAY_MAX + DELAY_MIN, "{waits:?}");
         let begun = env.clock.monotonic();
-        assert!(
-            logins
-                .check(&password, b"swordfish", Some(address), &env)
-                .await
-        );
-        assert!(logins.was_right(&password, b"swordfish"));
+        let right = attempt(&password, b"swordfish", address);
+        assert_eq!(logins.check(right, &env).await, Checked::Right);
+        assert!(logins.was_right(right));
         assert!(begun.elapsed() < DELAY_MIN);
         // Another password makes the old one wrong at once.
         let changed = Password::parse("other").unwrap();
-        assert!(!logins.was_right(&changed, b"swordfish"));
+        assert!(!logins.was_right(attempt(&changed, b"swordfish", address)));
+    }
+
+    /// The first password that is right comes while others guess from another address, and from its
+    /// own (finding 25).
+    #[tokio::test(start_paused = true)]
+    async fn wrong_passwords_do_not_hold_up_right_ones() {
+        let (logins, env) = (Arc::new(Logins::new().unwrap()), env());
+        let hash = Password::hash("swordfish").unwrap();
+        let password = Password::parse(&hash).unwrap();
+        let (guesser, client): (IpAddr, IpAddr) = ([10, 0, 0, 1].into(), [10, 0, 0, 2].into());
+        let (sent, mut came) = tokio::sync::mpsc::unbounded_channel();
+        let spawn = |from: IpAddr, given: &'static [u8]| {
+            let (logins, env, password) = (Arc::clone(&logins), env.clone(), password.clone());
+            let sent = sent.clone();
+            let tasks = env.tasks.clone();
+            tasks.spawn(async move {
+                let checked = logins.check(attempt(&password, given, from), &env).await;
+                let _open = sent.send((from, checked, env.clock.monotonic()));
+            });
+        };
+        let begun = env.clock.monotonic();
+        for _ in 0..150 {
+            spawn(guesser, b"sailfish");
+        }
+        for _ in 0..20 {
+            spawn(client, b"swordfish");
+        }
+        let (mut right, mut wrong, mut refused) = (0, 0, 0);
+        for _ in 0..170 {
+            let (from, checked, at) = came.recv().await.unwrap();
+            match checked {
+                Checked::Right => right += 1,
+                Checked::Wrong => wrong += 1,
+                // At once, when the first of them was wrong.
+                Checked::Refused => refused += 1,
+            }
+            assert_eq!(checked == Checked::Right, from == client);
+            let in_time = checked == Checked::Wrong || at - begun < DELAY_MIN;
+            assert!(in_time, "{checked:?} after {:?}", at - begun);
+        }
+        assert_eq!((right, wrong, refused), (20, 1, 149));
+        // Later its next guess is checked again, and the lane of the others is free meanwhile.
+        let now = env.clock.monotonic();
+        assert!(logins.has_failed(Source::of(Some(guesser)), now));
+        assert!(!logins.has_failed(Source::of(Some(client)), now));
     }
 }

@@ -7,6 +7,7 @@ mod clients;
 mod command_info;
 mod connection;
 mod info;
+mod inputs;
 mod keys;
 mod levels;
 mod listening;
@@ -39,6 +40,7 @@ use tracing::{debug, warn};
 
 use self::clients::Clients;
 use self::connection::Connection;
+use self::inputs::Inputs;
 use self::levels::Door;
 pub use self::levels::LevelRules;
 use self::login::Logins;
@@ -48,6 +50,7 @@ use self::slowlog::SlowLog;
 pub use self::slowlog::{SlowEntry, SlowRules};
 pub use self::stats::{BOUNDS_US, Latencies, RespStats};
 use super::channels::Channels;
+use super::places::{Places, Source};
 use super::unix::bind_unix;
 use crate::env::Env;
 use crate::node::coordinator::Coordinator;
@@ -72,6 +75,8 @@ pub struct Config {
     pub unfinished_max: Duration,
     /// The longest value, in bytes.
     pub value_bytes_max: usize,
+    /// What all clients together may have sent and not finished, in bytes.
+    pub input_bytes_max: usize,
     /// How consistent requests are.
     pub levels: LevelRules,
     /// Which requests are noted as slow.
@@ -150,6 +155,11 @@ struct Shared {
     facts: Arc<dyn NodeFacts>,
     stats: RespStats,
     clients: Clients,
+    inputs: Inputs,
+    /// Of those who have not logged in.
+    unauthenticated: Arc<Places>,
+    /// Of those whose TLS handshake is not finished.
+    handshakes: Arc<Places>,
     scripts: Scripts,
     channels: Arc<Channels>,
     /// Commands wait until then, by the wall clock in milliseconds.
@@ -195,6 +205,9 @@ impl RespServer {
             facts,
             stats: RespStats::default(),
             clients: Clients::default(),
+            inputs: Inputs::default(),
+            unauthenticated: Places::new(UNAUTHENTICATED_MAX, UNAUTHENTICATED_OF_SOURCE_MAX),
+            handshakes: Places::new(UNAUTHENTICATED_MAX, UNAUTHENTICATED_OF_SOURCE_MAX),
             scripts: Scripts::default(),
             channels,
             paused_until: AtomicU64::new(0),
@@ -332,7 +345,19 @@ impl Shared {
     }
 
     async fn serve_tls(self: Arc<Self>, tls: &TlsAcceptor, stream: TcpStream, ends: Ends) {
-        match timeout(TLS_HANDSHAKE_MAX, tls.accept(stream)).await {
+        let lost = watch::Sender::new(false);
+        let mut is_lost = lost.subscribe();
+        let place = self.handshakes.take(Source::of(ends.peer_ip), lost);
+        let handshake = async {
+            tokio::select! {
+                biased;
+                _ = is_lost.wait_for(|is_lost| *is_lost) => Err(io::Error::other("too many at once")),
+                accepted = tls.accept(stream) => accepted,
+            }
+        };
+        let accepted = timeout(TLS_HANDSHAKE_MAX, handshake).await;
+        drop(place);
+        match accepted {
             Ok(Ok(stream)) => self.serve(stream, ends).await,
             Ok(Err(error)) => debug!(peer = ends.peer, %error, "TLS handshake failed"),
             Err(_) => debug!(peer = ends.peer, "TLS handshake took too long"),
@@ -461,6 +486,10 @@ const TELL_MAX: Duration = Duration::from_millis(10);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const DRAIN_POLL: Duration = Duration::from_millis(10);
 const TLS_HANDSHAKE_MAX: Duration = Duration::from_secs(10);
+/// Connections that have not logged in; each may hold some 32 KiB.
+const UNAUTHENTICATED_MAX: usize = 2_048;
+/// A large program may open all its connections at once, and all before its first login is answered.
+const UNAUTHENTICATED_OF_SOURCE_MAX: usize = 1_024;
 /// Whoever may write to the socket may use the cache: its user and its group.
 const SOCKET_MODE: u32 = 0o660;
 /// As in Redis.

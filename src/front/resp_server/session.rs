@@ -292,6 +292,17 @@ impl Session {
         &self.client
     }
 
+    pub(super) const fn is_logged_in(&self) -> bool {
+        self.is_logged_in
+    }
+
+    /// Bytes of commands that are queued for `EXEC`.
+    pub(super) fn queued_bytes(&self) -> usize {
+        self.queue
+            .as_ref()
+            .map_or(0, |queue| queue.requests.capacity())
+    }
+
     fn log_in(&mut self, login: Option<Login>) -> Result<(), &'static str> {
         match login {
             Some(Login::Right) => {
@@ -299,6 +310,7 @@ impl Session {
                 Ok(())
             }
             Some(Login::Wrong) | None => Err(WRONG_PASSWORD),
+            Some(Login::Refused) => Err(TOO_MANY_WRONG),
             Some(Login::NotAsked { is_default: true }) => Ok(()),
             Some(Login::NotAsked { is_default: false }) => Err(NO_PASSWORD_SET),
         }
@@ -312,6 +324,10 @@ impl Session {
         output: &mut Vec<u8>,
     ) {
         let mut reply = Encoder::new(output, self.protocol);
+        // First of all, as in Redis: then nothing of the command takes effect.
+        if !name.is_none_or(is_printable) {
+            return reply.error(BAD_NAME);
+        }
         if login.is_some()
             && let Err(text) = self.log_in(login)
         {
@@ -356,7 +372,7 @@ impl Session {
         match *command {
             ClientCommand::Id => reply.integer(i64::try_from(self.client.id).unwrap_or(i64::MAX)),
             ClientCommand::SetName(name) => {
-                if name.iter().any(|&byte| byte <= b' ' || byte > b'~') {
+                if !is_printable(name) {
                     return reply.error(BAD_NAME);
                 }
                 self.client.set_name(name);
@@ -367,13 +383,20 @@ impl Session {
                 name => reply.bulk(name.as_bytes()),
             },
             ClientCommand::SetInfo { attribute, value } => {
-                if attribute.eq_ignore_ascii_case(b"lib-name") {
+                let is_name = attribute.eq_ignore_ascii_case(b"lib-name");
+                let shown = String::from_utf8_lossy(attribute);
+                if !is_name && !attribute.eq_ignore_ascii_case(b"lib-ver") {
+                    return reply.error(&format!("ERR Unrecognized option '{shown}'"));
+                }
+                if !is_printable(value) {
+                    return reply.error(&format!(
+                        "ERR {shown} cannot contain spaces, newlines or special characters."
+                    ));
+                }
+                if is_name {
                     self.client.set_library(value);
-                } else if attribute.eq_ignore_ascii_case(b"lib-ver") {
-                    self.client.set_library_version(value);
                 } else {
-                    let attribute = String::from_utf8_lossy(attribute);
-                    return reply.error(&format!("ERR Unrecognized option '{attribute}'"));
+                    self.client.set_library_version(value);
                 }
                 reply.simple("OK");
             }
@@ -409,6 +432,11 @@ impl Session {
     }
 }
 
+/// What may stand in a line of `CLIENT LIST`, as in Redis; and not at any length.
+fn is_printable(name: &[u8]) -> bool {
+    name.len() <= NAME_BYTES_MAX && name.iter().all(u8::is_ascii_graphic)
+}
+
 fn is_open_to_all(command: &Command<'_>) -> bool {
     matches!(
         command,
@@ -427,6 +455,8 @@ fn is_open_to_all(command: &Command<'_>) -> bool {
 pub(super) enum Login {
     Right,
     Wrong,
+    /// It was not looked at: another one of the same address was wrong just now.
+    Refused,
     /// No password is set: the default user logs in with any, as in Redis.
     NotAsked {
         is_default: bool,
@@ -434,11 +464,14 @@ pub(super) enum Login {
 }
 
 const WRONG_PASSWORD: &str = "WRONGPASS invalid username-password pair or user is disabled.";
+const TOO_MANY_WRONG: &str = "ERR a wrong password came from this address: passwords are not looked at \
+    for some seconds, try again";
 const NO_PASSWORD_SET: &str = "ERR AUTH <password> called without any password configured for the \
     default user. Are you sure your configuration is correct?";
 const HELLO_WITHOUT_AUTH: &str = "NOAUTH HELLO must be called with the client already \
     authenticated, otherwise the HELLO <proto> AUTH <user> <pass> option can be used to \
     authenticate the client and select the RESP protocol version at the same time";
+const NAME_BYTES_MAX: usize = 1_024;
 /// A node that answers nobody is of use to nobody.
 const PAUSE_MS_MAX: u64 = 60_000;
 const BAD_NAME: &str = "ERR Client names cannot contain spaces, newlines or special characters.";

@@ -35,6 +35,8 @@ pub struct RespStats {
     reset: Mutex<Baseline>,
     /// Passwords that were wrong.
     pub failed_logins: AtomicU64,
+    /// Passwords that were not looked at, soon after a wrong one of the same address.
+    pub refused_logins: AtomicU64,
     /// How long requests took: of each command at each level, and without one last.
     seconds: Box<[[Latencies; LEVELS]; CommandKind::COUNT]>,
 }
@@ -93,6 +95,7 @@ impl Default for RespStats {
             unknown: Mutex::default(),
             reset: Mutex::default(),
             failed_logins: AtomicU64::new(0),
+            refused_logins: AtomicU64::new(0),
             seconds: Box::new(std::array::from_fn(|_| {
                 std::array::from_fn(|_| Latencies::default())
             })),
