@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
+use super::bounds::Bounds;
 use crate::config::{Checked, Settings, Sources};
 
 /// Show and check configuration.
@@ -37,11 +38,12 @@ pub fn run(command: &ConfigCommand, out: &mut dyn Write) -> anyhow::Result<()> {
         ConfigCommand::Default => write!(out, "{}", Settings::render_default())?,
         ConfigCommand::Check(args) => {
             let sources = Sources::read(Some(&args.file), args.set.clone())?;
-            let Checked { warnings, .. } = Settings::load(&sources)?;
+            let Checked { warnings, settings } = Settings::load(&sources)?;
             for warning in &warnings {
                 writeln!(out, "warning: {warning}")?;
             }
             writeln!(out, "{}: the configuration is good", args.file.display())?;
+            write!(out, "{}", Bounds::of(&settings))?;
             writeln!(
                 out,
                 "these keys change on SIGHUP (systemctl reload quorate), all others with a \

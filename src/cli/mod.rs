@@ -2,6 +2,7 @@
 
 pub mod admin;
 pub mod bench;
+pub mod bounds;
 pub mod certs;
 pub mod config;
 pub mod dev;

@@ -8,6 +8,7 @@ mod clock;
 mod disk;
 mod journal;
 mod rng;
+mod scheduler_watch;
 mod tasks;
 
 pub use clock::{Clock, SystemClock};
@@ -17,6 +18,7 @@ pub use journal::{
     MemoryJournal,
 };
 pub use rng::SeededRng;
+pub use scheduler_watch::{DELAY_BOUNDS_US, Delays, LONG_DELAY, LongDelay, SchedulerWatch};
 pub use tasks::Tasks;
 
 use std::sync::Arc;

@@ -12,6 +12,7 @@ use tokio::time::timeout;
 
 use super::certificates::{CertificateWatch, ending};
 use super::resp_server::RespServer;
+use crate::env::{LONG_DELAY, LongDelay, SchedulerWatch};
 use crate::model::NodeTag;
 use crate::node::membership::Load;
 use crate::node::status::NodeStatus;
@@ -74,6 +75,8 @@ pub struct Doctor {
     pub resp: RespServer,
     /// How it was set up.
     pub config: Arc<Config>,
+    /// How long its threads went without a turn.
+    pub scheduler: Arc<SchedulerWatch>,
 }
 
 impl Finding {
@@ -123,6 +126,7 @@ impl Doctor {
         findings.extend(self.limits());
         findings.extend(self.ports().await);
         findings.extend(self.memory());
+        findings.extend(self.threads());
         findings.extend(self.replicas());
         findings.extend(self.requests());
         findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
@@ -568,6 +572,54 @@ impl Doctor {
         }
     }
 
+    /// Whether threads that serve requests were held up of late.
+    fn threads(&self) -> Vec<Finding> {
+        const CHECK: &str = "threads";
+        let now = self.status.env.clock.monotonic();
+        let lately = Duration::from_millis(LATELY_MS);
+        let delays = self.scheduler.long_delays().into_iter();
+        let (of_process, of_workers): (Vec<_>, Vec<_>) = delays
+            .filter(|delay| now.saturating_duration_since(delay.at) < lately)
+            .partition(|delay| delay.is_of_process);
+        let longest = |delays: &[LongDelay]| {
+            let lengths = delays.iter().map(|delay| delay.length);
+            seconds(millis(lengths.max().unwrap_or_default()))
+        };
+        let mut findings = Vec::new();
+        let stalled = self.scheduler.stalled();
+        if stalled >= LONG_DELAY {
+            let found = format!(
+                "a thread that serves requests has had no turn for {}",
+                seconds(millis(stalled))
+            );
+            findings.push(Finding::problem(CHECK, found, HELD_UP));
+        } else if !of_workers.is_empty() {
+            let found = format!(
+                "threads that serve requests were held up {} times in the last five minutes, for {} at \
+                 most",
+                of_workers.len(),
+                longest(&of_workers)
+            );
+            findings.push(Finding::problem(CHECK, found, HELD_UP));
+        }
+        if !of_process.is_empty() {
+            let found = format!(
+                "the machine gave this process no processor {} times in the last five minutes, for {} \
+                 at most",
+                of_process.len(),
+                longest(&of_process)
+            );
+            let advice = "give it more: CPUWeight=, CPUQuota= in the unit, resources in the manifest; \
+                          move what else runs there";
+            findings.push(Finding::warning(CHECK, found, advice));
+        }
+        if findings.is_empty() {
+            let found = "none was held up for 100 ms in the last five minutes";
+            findings.push(Finding::ok(CHECK, found));
+        }
+        findings
+    }
+
     fn replicas(&self) -> Vec<Finding> {
         const CHECK: &str = "replicas";
         let mut findings = Vec::new();
@@ -644,6 +696,10 @@ pub(super) fn memory_limit() -> Option<u64> {
     limit.trim().parse().ok()
 }
 
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
 #[expect(clippy::cast_precision_loss, reason = "for people to read, two digits")]
 fn seconds(ms: u64) -> String {
     match ms {
@@ -661,6 +717,8 @@ fn size(bytes: u64) -> String {
     }
 }
 
+const HELD_UP: &str = "`quorate slowlog` tells which requests took long; look whether other programs of \
+    the machine take its processors, and give the node more of them (threads)";
 /// Clocks that are kept right differ by milliseconds.
 const OFFSET_WARN_MS: i64 = 500;
 /// With less, hardly anything can be kept.

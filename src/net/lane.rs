@@ -302,7 +302,7 @@ fn tell_all(sinks: impl IntoIterator<Item = Box<dyn ReplySink>>, error: CallErro
 /// Length and header of a frame.
 const HEADER_BYTES_MAX: usize = 64;
 /// What may wait for the network to one peer before callers are told to come back later.
-const QUEUE_BYTES_MAX: usize = 64 * 1024 * 1024;
+pub const QUEUE_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Calls to one peer that may be under way on a lane.
 const WAITING_MAX: usize = 65_536;
 /// A buffer is made as large as the last one was, but not larger than this.

@@ -32,6 +32,7 @@ pub use credentials::{CredentialFiles, Credentials, TlsError};
 pub use endpoint::{Config, Endpoint, NetError, NetStats, PeerFacts};
 pub use gossip::{GossipMessage, GossipNet};
 pub use identity::{Identity, IdentityError, Role};
+pub use lane::QUEUE_BYTES_MAX;
 pub use memory::{MemoryNetwork, MemoryTransport};
 pub use memory_gossip::{MemoryGossip, MemoryGossipEnd};
 pub use pem_files::{Existing, PemFileError, load_chain, load_key};

@@ -127,6 +127,73 @@ fn an_unfinished_command_is_not_waited_for_without_end() {
     assert_eq!(stream.read(&mut [0; 16]).unwrap(), 0, "closed by the node");
 }
 
+/// Clients that do not know the password (findings 14 and 25), and what names may hold (finding 29).
+#[test]
+fn who_has_not_logged_in_holds_little_and_keeps_nobody_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let password = dir.path().join("password");
+    let hash = Command::new("sh")
+        .args(["-c", &format!("printf 'swordfish\\n' | {QUORATE} passwd")])
+        .output()
+        .unwrap();
+    std::fs::write(&password, &hash.stdout).unwrap();
+    let file = format!("resp_password_file={}", password.display());
+    let cluster = Cluster::start(1, &["unfinished_timeout=500ms", &file]);
+    let addr = &cluster.nodes[0].resp;
+    for (bytes, expected) in [
+        (
+            &b"*11\r\n"[..],
+            "-ERR Protocol error: unauthenticated multibulk length\r\n",
+        ),
+        (
+            b"*2\r\n$3\r\nSET\r\n$16385\r\n",
+            "-ERR Protocol error: unauthenticated bulk length\r\n",
+        ),
+        (
+            b"AUTH swordfish\r\nRESET\r\n*11\r\n",
+            "+OK\r\n+RESET\r\n-ERR Protocol error: unauthenticated multibulk length\r\n",
+        ),
+        (
+            b"HELLO 3 SETNAME \"a\\nid=1\" AUTH default swordfish\r\n",
+            "-ERR Client names cannot contain spaces, newlines or special characters.\r\n+OK\r\n",
+        ),
+        (
+            b"AUTH swordfish\r\nCLIENT SETINFO lib-name \"a b\"\r\nCLIENT SETINFO LIB-VER 1.0\r\n",
+            "+OK\r\n-ERR lib-name cannot contain spaces, newlines or special characters.\r\n+OK\r\n+OK\r\n",
+        ),
+    ] {
+        assert_eq!(
+            text(&talk(addr, bytes)),
+            expected,
+            "{}",
+            bytes.escape_ascii()
+        );
+    }
+    // With the password, all limits are those of the settings, in the same stretch of input.
+    let many = [
+        b"AUTH swordfish\r\n*41\r\n$4\r\nMSET\r\n".to_vec(),
+        [&b"$20000\r\n"[..], &[b'k'; 20_000], b"\r\n"]
+            .concat()
+            .repeat(40),
+    ];
+    assert_eq!(text(&talk(addr, &many.concat())), "+OK\r\n+OK\r\n+OK\r\n");
+    // A byte now and then does not keep an unfinished request.
+    let mut slow = TcpStream::connect(addr).unwrap();
+    slow.write_all(b"*2\r\n$4\r\nAUTH\r\n$9\r\n").unwrap();
+    slow.set_read_timeout(Some(Duration::from_millis(100)))
+        .unwrap();
+    let mut bytes = 0;
+    let is_open = |slow: &mut TcpStream| match slow.read(&mut [0; 16]) {
+        Ok(read) => read > 0,
+        Err(error) => error.kind() == std::io::ErrorKind::WouldBlock,
+    };
+    while is_open(&mut slow) && bytes < 100 {
+        bytes += 1;
+        drop(slow.write_all(b"x"));
+    }
+    assert!(bytes < 100, "it is open after {bytes} bytes");
+}
+
 #[test]
 fn one_connection_too_many_is_told_so() {
     let cluster = Cluster::start(1, &["connections_max=50"]);

@@ -13,7 +13,7 @@ use tracing::{error, info, warn};
 use super::parts;
 use super::trust::TrustFiles;
 use crate::config::Settings;
-use crate::env::Env;
+use crate::env::{Env, SchedulerWatch};
 use crate::front::admin::{self, AdminDesk};
 use crate::front::certificates::CertificateWatch;
 use crate::front::channels::Channels;
@@ -429,6 +429,8 @@ async fn open_doors(
     status: &NodeStatus,
     (certificates, channels): (&Arc<CertificateWatch>, Arc<Channels>),
 ) -> anyhow::Result<RespServer> {
+    let scheduler = SchedulerWatch::start(Arc::clone(&env.clock))
+        .context("cannot start the thread that watches the others")?;
     let resp_config = parts::resp_config(settings)?;
     certificates.set_resp_until(parts::resp_certificate_end(settings));
     let facts = Arc::new(Facts(status.clone()));
@@ -447,6 +449,7 @@ async fn open_doors(
         certificates: Arc::clone(certificates),
         resp: resp.clone(),
         config: Arc::new(parts::doctor_config(settings)),
+        scheduler: Arc::clone(&scheduler),
     };
     let desk = AdminDesk {
         status: status.clone(),
@@ -461,6 +464,7 @@ async fn open_doors(
         let metrics = Metrics {
             resp: resp.clone(),
             certificates: Arc::clone(certificates),
+            scheduler,
         };
         let status = status.clone();
         http::serve(listen, http::Shown { status, metrics }, env).await?;

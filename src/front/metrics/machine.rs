@@ -2,13 +2,14 @@
 
 use std::fmt;
 
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
 use super::super::doctor::{memory_limit, open_files, resident_bytes};
-use super::{Snapshot, count, gauge};
+use super::{Snapshot, count, gauge, seconds};
+use crate::env::DELAY_BOUNDS_US;
 
 impl Snapshot {
     /// Connections to peers, and how far their clocks are off.
@@ -80,6 +81,32 @@ impl Snapshot {
         let help = "Certificates taken back by their authority, as crl_file has it";
         let revoked = credentials.revocations().len();
         gauge(out, "certificates_revoked", help, revoked as u64)
+    }
+
+    /// How long threads that serve requests went without a turn.
+    pub(super) fn scheduler(&self, out: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let watch = &self.metrics.scheduler;
+        let help = "How long a thread that serves requests went without a turn, in seconds";
+        let name = "scheduler_delay_seconds";
+        let mut family = out.encode_descriptor(name, help, None, MetricType::Histogram)?;
+        for (of, delays) in [("worker", watch.workers()), ("process", watch.process())] {
+            let counts = delays.counts();
+            let bounds = DELAY_BOUNDS_US.iter().map(|&us| seconds(us));
+            let buckets: Vec<_> = bounds.chain([f64::INFINITY]).zip(counts).collect();
+            let labels = [("of", of)];
+            family
+                .encode_family(&labels)?
+                .encode_histogram::<NoLabelSet>(
+                    seconds(delays.sum_us()),
+                    counts.iter().sum(),
+                    &buckets,
+                    None,
+                )?;
+        }
+        let help = "For how long a thread that serves requests has gone without a turn now";
+        let name = "scheduler_stalled_seconds";
+        let encoder = out.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        ConstGauge::new(watch.stalled().as_secs_f64()).encode(encoder)
     }
 
     pub(super) fn machine(&self, out: &mut DescriptorEncoder<'_>) -> fmt::Result {

@@ -16,6 +16,7 @@ use prometheus_client::registry::Registry;
 
 use super::certificates::CertificateWatch;
 use super::resp_server::{BOUNDS_US, RespServer};
+use crate::env::SchedulerWatch;
 use crate::model::Level;
 use crate::node::staleness::Freshness;
 use crate::node::status::NodeStatus;
@@ -28,6 +29,8 @@ pub struct Metrics {
     pub resp: RespServer,
     /// What is known of the certificates.
     pub certificates: Arc<CertificateWatch>,
+    /// How long threads went without a turn.
+    pub scheduler: Arc<SchedulerWatch>,
 }
 
 impl Metrics {
@@ -81,6 +84,7 @@ impl Collector for Snapshot {
         self.connections(out)?;
         self.certificates(out)?;
         self.machine(out)?;
+        self.scheduler(out)?;
         let counters = self.door_counters().into_iter();
         let counters = counters.chain(self.room_counters());
         let counters = counters.chain(self.update_counters());
@@ -165,7 +169,7 @@ impl Snapshot {
     }
 
     /// Counters of the RESP door.
-    fn door_counters(&self) -> [Counter; 7] {
+    fn door_counters(&self) -> [Counter; 8] {
         let stats = self.metrics.resp.stats();
         let counter = |name, help, counter| Counter {
             name,
@@ -176,6 +180,11 @@ impl Snapshot {
             counter("read_hits", "Reads that found a value", &stats.hits),
             counter("read_misses", "Reads that found none", &stats.misses),
             counter("failed_logins", "Wrong passwords", &stats.failed_logins),
+            counter(
+                "refused_logins",
+                "Passwords not looked at, soon after a wrong one of the same address",
+                &stats.refused_logins,
+            ),
             counter(
                 "protocol_errors",
                 "Clients closed for broken RESP",
