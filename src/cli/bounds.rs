@@ -32,13 +32,16 @@ impl Bounds {
                 settings.client_input_bytes_max(),
             ),
             bound(
-                "buffers of clients (connections_max)",
+                "buffers for replies (connections_max)",
                 connections.saturating_mul(CONNECTION_BYTES),
             ),
             bound("messages for subscribers", bytes(WAITING_BYTES_MAX)),
             bound("subscriptions", bytes(SUBSCRIPTION_BYTES_MAX)),
             bound("hints (hint_max_bytes)", settings.hint_max_bytes.0),
-            bound("frames for each peer", bytes(QUEUE_BYTES_MAX)),
+            bound(
+                "frames for a peer that does not read",
+                bytes(QUEUE_BYTES_MAX),
+            ),
         ])
     }
 
@@ -60,8 +63,8 @@ impl fmt::Display for Bounds {
     }
 }
 
-/// What a connection keeps for the next time: input and output, twice what it reads at once.
-const CONNECTION_BYTES: u64 = 2 * 128 * 1024;
+/// What a connection keeps of its replies for the next time; its input is in the first of the bounds.
+const CONNECTION_BYTES: u64 = 128 * 1024;
 
 #[cfg(test)]
 mod tests {

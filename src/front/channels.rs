@@ -454,16 +454,26 @@ mod tests {
         );
         assert!(mail.take().is_none());
         assert_eq!(channels.waiting.load(Ordering::Relaxed), 0);
-        assert_eq!(channels.names(None), vec![news.clone()]);
+        assert_eq!(channels.names(None), vec![news]);
         assert_eq!((channels.count(b"news"), channels.patterns()), (1, 1));
         assert_eq!(channels.leave(1, (b"n*", true)), 1);
         assert_eq!(channels.leave(1, (b"n*", true)), 1);
+    }
+
+    #[test]
+    fn nothing_is_left_of_a_client_that_has_gone() {
+        let channels = Channels::default();
+        let (mailbox, _mail, _closed) = mailbox();
+        for (name, is_pattern) in [(b"news", false), (b"new*", true)] {
+            channels.listen(1, (name, is_pattern), &mailbox).unwrap();
+        }
         channels.forget(1);
-        assert_eq!(channels.publish(&news, &text), 0);
+        let news = Bytes::from_static(b"news");
+        assert_eq!(channels.publish(&news, &news), 0);
         assert!(channels.of_client(1, false).is_empty());
         let listeners = channels.listeners();
         assert!(listeners.clients.is_empty() && listeners.channels.is_empty());
-        assert_eq!(listeners.bytes, 0);
+        assert!(listeners.patterns.is_empty() && listeners.bytes == 0);
     }
 
     #[test]

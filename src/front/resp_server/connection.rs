@@ -9,27 +9,28 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 use tracing::{debug, warn};
 
 use super::clients::Client;
-use super::inputs::{HeldInput, OVER_INPUT};
+use super::inputs::{EXPLAIN_MAX, HeldInput, OVER_INPUT};
 use super::keys;
-use super::levels::Door;
+use super::levels::{Door, level_of};
 use super::listening::{self, Listening};
-use super::login::{Attempt, Checked};
+use super::login::{Attempt, Login};
 use super::plan::{Counters, Plan, run_local};
+use super::reading::{BUFFER_BYTES_KEPT, Reading, read, whole_request};
 use super::replies;
 use super::ring_wide;
-use super::session::{Login, Next, Queue, Session, Step, Watched};
+use super::session::{Next, Queue, Session, Step, Watched};
 use super::slowlog::SlowEntry;
 use super::stats::Tally;
 use super::{Config, Shared};
 use crate::front::channels::Heard;
 use crate::front::places::{Place, Source};
-use crate::model::{Level, Levels, Millis};
+use crate::model::Millis;
 use crate::node::coordinator::{Action, Local};
 use crate::resp::{
     ClientCommand, Command, CommandError, CommandKind, ConnectionCommand, DataCommand, Encoder,
@@ -285,50 +286,6 @@ impl<'a> Connection<'a> {
             wait_max,
             queued_bytes: session.queued_bytes(),
             all_bytes_max: config.input_bytes_max,
-        }
-    }
-}
-
-/// How to wait for what comes next.
-#[derive(Debug, Clone, Copy)]
-struct Reading {
-    /// Zero: for ever.
-    wait_max: Duration,
-    /// What the connection holds besides its input.
-    queued_bytes: usize,
-    /// What all connections may hold.
-    all_bytes_max: usize,
-}
-
-/// Reads what has come; `false` at the end.
-async fn read(
-    input: &mut Vec<u8>,
-    held: &mut HeldInput<'_>,
-    reading: Reading,
-    stream: &mut (impl AsyncRead + Unpin),
-) -> io::Result<bool> {
-    let is_large = input.capacity() > 2 * BUFFER_BYTES_KEPT;
-    if input.is_empty() && (is_large || held.is_tight(reading.all_bytes_max)) {
-        // One large value must not hold its memory until the connection ends.
-        *input = Vec::new();
-    }
-    // As much again as there was: a large value arrives in a few large reads, and an idle
-    // connection costs little.
-    let room = input.capacity().clamp(READ_BYTES_MIN, BUFFER_BYTES_KEPT);
-    input.reserve(room);
-    let bytes = input.capacity() + reading.queued_bytes;
-    if !held.set(bytes, reading.all_bytes_max) {
-        return Ok(false);
-    }
-    let wait_max = reading.wait_max;
-    if wait_max.is_zero() {
-        return Ok(stream.read_buf(input).await? > 0);
-    }
-    match timeout(wait_max, stream.read_buf(input)).await {
-        Ok(read) => Ok(read? > 0),
-        Err(_) => {
-            debug!("closed a connection that was silent for too long");
-            Ok(false)
         }
     }
 }
@@ -772,7 +729,6 @@ impl Executor<'_> {
                 },
             });
         };
-        let logins = &self.shared.logins;
         // A wrong user waits as a wrong password does.
         let given = if is_default { given } else { b"" };
         let attempt = Attempt {
@@ -780,21 +736,14 @@ impl Executor<'_> {
             given,
             from: self.peer_ip,
         };
-        let stats = &self.shared.stats;
-        match logins.check(attempt, &self.shared.env).await {
-            Checked::Right => return Some(Login::Right),
-            Checked::Refused => {
-                stats.refused_logins.fetch_add(1, Ordering::Relaxed);
-                return Some(Login::Refused);
-            }
-            Checked::Wrong => {}
+        let shared = self.shared;
+        let login = shared.logins.check(attempt, &shared.env).await;
+        shared.stats.count_login(login);
+        if login == Login::Wrong {
+            let client = self.session.client().address();
+            warn!(client, "a login has failed");
         }
-        stats.failed_logins.fetch_add(1, Ordering::Relaxed);
-        warn!(
-            client = self.session.client().address(),
-            "a login has failed"
-        );
-        Some(Login::Wrong)
+        Some(login)
     }
 
     /// All that came in one go has taken so long.
@@ -839,35 +788,6 @@ impl Executor<'_> {
         }
         Ok(())
     }
-}
-
-/// The level of a command that is carried out here alone.
-const fn level_of(kind: CommandKind, levels: Levels) -> Level {
-    use CommandKind as K;
-    match kind {
-        K::Set | K::SetEx | K::PSetEx | K::MSet | K::Del | K::Unlink => levels.write,
-        K::Expire | K::PExpire | K::ExpireAt | K::PExpireAt | K::Persist => levels.write,
-        _ => levels.read,
-    }
-}
-
-/// A pipeline of small commands, and all that an idle connection needs.
-const READ_BYTES_MIN: usize = 2 * 1024;
-/// What a busy connection reads or writes at once and keeps for the next time.
-const BUFFER_BYTES_KEPT: usize = 64 * 1024;
-
-/// To write a line to who may not read.
-const EXPLAIN_MAX: Duration = Duration::from_millis(10);
-
-/// A request of these words, as a client would send it.
-fn whole_request(words: &[&[u8]]) -> Vec<u8> {
-    let mut request = format!("*{}\r\n", words.len()).into_bytes();
-    for word in words {
-        request.extend(format!("${}\r\n", word.len()).into_bytes());
-        request.extend_from_slice(word);
-        request.extend(b"\r\n");
-    }
-    request
 }
 
 const WATCHED: &str = "ERR WATCH of several keys is not for Quorate: keys live on different nodes, which decide \

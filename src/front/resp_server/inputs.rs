@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use super::clients::{Client, Clients};
 
@@ -69,6 +70,8 @@ impl Drop for HeldInput<'_> {
     }
 }
 
+/// To write a line to who may not read.
+pub(super) const EXPLAIN_MAX: Duration = Duration::from_millis(10);
 /// What a client reads that was closed for this.
 pub(super) const OVER_INPUT: &[u8] =
     b"-ERR the clients of this node have sent too much that is not finished (client_input_bytes_max)\r\n";

@@ -1,6 +1,7 @@
 //! Which level a request gets.
 
 use crate::model::{Level, Levels};
+use crate::resp::CommandKind;
 
 /// What was configured.
 #[derive(Debug, Clone, Default)]
@@ -101,6 +102,16 @@ impl ConnectionLevels {
             read: self.read.unwrap_or(levels.read),
             write: self.write.unwrap_or(levels.write),
         }
+    }
+}
+
+/// The level of a command that is carried out here alone.
+pub(super) const fn level_of(kind: CommandKind, levels: Levels) -> Level {
+    use CommandKind as K;
+    match kind {
+        K::Set | K::SetEx | K::PSetEx | K::MSet | K::Del | K::Unlink => levels.write,
+        K::Expire | K::PExpire | K::ExpireAt | K::PExpireAt | K::Persist => levels.write,
+        _ => levels.read,
     }
 }
 

@@ -174,13 +174,17 @@ pub(super) struct Attempt<'a> {
     pub(super) from: Option<IpAddr>,
 }
 
-/// What came of it.
+/// What came of a password that a client gave.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Checked {
+pub(super) enum Login {
     Right,
     Wrong,
-    /// Not looked at: one of the same source was wrong just now.
+    /// It was not looked at: another one of the same address was wrong just now.
     Refused,
+    /// No password is set: the default user logs in with any, as in Redis.
+    NotAsked {
+        is_default: bool,
+    },
 }
 
 impl Logins {
@@ -201,32 +205,32 @@ impl Logins {
 
     /// Whether a password is right. The answer to a wrong one comes the later, the more of them
     /// came from the same source, and meanwhile others of that source are refused at once.
-    pub(super) async fn check(&self, attempt: Attempt<'_>, env: &Env) -> Checked {
+    pub(super) async fn check(&self, attempt: Attempt<'_>, env: &Env) -> Login {
         // Connections come and go all day with the same password: it is hashed in full once.
         if self.was_right(attempt) {
-            return Checked::Right;
+            return Login::Right;
         }
         let source = Source::of(attempt.from);
         if self.is_refused(source, env) {
-            return Checked::Refused;
+            return Login::Refused;
         }
         // Many that come at once wait for the first of them, and then know as well.
         let turn = self.turn(source).lock_owned().await;
         if self.was_right(attempt) {
-            return Checked::Right;
+            return Login::Right;
         }
         if self.is_refused(source, env) {
-            return Checked::Refused;
+            return Login::Refused;
         }
         if self.check_slowly(attempt, source, env).await {
             let tag = hmac::sign(&self.key, attempt.given);
             *lock(&self.right) = Some((attempt.expected.clone(), tag));
-            return Checked::Right;
+            return Login::Right;
         }
         let wait = self.note_failure(source, env.clock.monotonic());
         drop(turn);
         tokio::time::sleep(wait).await;
-        Checked::Wrong
+        Login::Wrong
     }
 
     async fn check_slowly(&self, attempt: Attempt<'_>, source: Source, env: &Env) -> bool {
@@ -400,7 +404,7 @@ mod tests {
         for _ in 0..8 {
             let begun = env.clock.monotonic();
             let wrong = attempt(&password, b"x", address);
-            assert_eq!(logins.check(wrong, &env).await, Checked::Wrong);
+            assert_eq!(logins.check(wrong, &env).await, Login::Wrong);
             waits.push(begun.elapsed());
         }
         assert!(
@@ -414,7 +418,7 @@ mod tests {
         assert!(waits[7] < DELAY_MAX + DELAY_MIN, "{waits:?}");
         let begun = env.clock.monotonic();
         let right = attempt(&password, b"swordfish", address);
-        assert_eq!(logins.check(right, &env).await, Checked::Right);
+        assert_eq!(logins.check(right, &env).await, Login::Right);
         assert!(logins.was_right(right));
         assert!(begun.elapsed() < DELAY_MIN);
         // Another password makes the old one wrong at once.
@@ -451,13 +455,14 @@ mod tests {
         for _ in 0..170 {
             let (from, checked, at) = came.recv().await.unwrap();
             match checked {
-                Checked::Right => right += 1,
-                Checked::Wrong => wrong += 1,
+                Login::Right => right += 1,
+                Login::Wrong => wrong += 1,
                 // At once, when the first of them was wrong.
-                Checked::Refused => refused += 1,
+                Login::Refused => refused += 1,
+                Login::NotAsked { .. } => unreachable!("there is a password"),
             }
-            assert_eq!(checked == Checked::Right, from == client);
-            let in_time = checked == Checked::Wrong || at - begun < DELAY_MIN;
+            assert_eq!(checked == Login::Right, from == client);
+            let in_time = checked == Login::Wrong || at - begun < DELAY_MIN;
             assert!(in_time, "{checked:?} after {:?}", at - begun);
         }
         assert_eq!((right, wrong, refused), (20, 1, 149));

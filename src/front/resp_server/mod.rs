@@ -13,6 +13,7 @@ mod levels;
 mod listening;
 mod login;
 mod plan;
+mod reading;
 mod replies;
 mod ring_wide;
 mod scripts;
@@ -337,7 +338,7 @@ impl Shared {
                     let shared = Arc::clone(&self);
                     let tls = TlsAcceptor::from(tls);
                     self.env.tasks.spawn(async move {
-                        shared.serve_tls(&tls, stream, ends).await;
+                        Box::pin(shared.serve_tls(&tls, stream, ends)).await;
                     });
                 }
             }

@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 use super::clients::Client;
 use super::levels::{ConnectionLevels, Door};
+use super::login::Login;
 use super::{Config, Shared, command_info, server};
 use crate::model::{Database, Level, Levels, Version};
 use crate::resp::{
@@ -448,19 +449,6 @@ fn is_open_to_all(command: &Command<'_>) -> bool {
                 | ConnectionCommand::Reset
         )
     )
-}
-
-/// What came of a password that a client gave.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Login {
-    Right,
-    Wrong,
-    /// It was not looked at: another one of the same address was wrong just now.
-    Refused,
-    /// No password is set: the default user logs in with any, as in Redis.
-    NotAsked {
-        is_default: bool,
-    },
 }
 
 const WRONG_PASSWORD: &str = "WRONGPASS invalid username-password pair or user is disabled.";

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
+use super::login::Login;
 use crate::model::Level;
 use crate::resp::CommandKind;
 
@@ -108,6 +109,16 @@ impl RespStats {
     pub fn count(&self, kind: CommandKind, is_ok: bool) {
         let counters = if is_ok { &self.answered } else { &self.failed };
         counters[kind as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts a password that was not right.
+    pub(super) fn count_login(&self, login: Login) {
+        let counter = match login {
+            Login::Wrong => &self.failed_logins,
+            Login::Refused => &self.refused_logins,
+            Login::Right | Login::NotAsked { .. } => return,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Lets what `INFO` shows begin from nothing. Metrics go on: they are never set back.

@@ -1,0 +1,70 @@
+//! What a client sends, as far as it has come.
+
+use std::io;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::time::timeout;
+use tracing::debug;
+
+use super::inputs::HeldInput;
+
+/// How to wait for what comes next.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Reading {
+    /// Zero: for ever.
+    pub(super) wait_max: Duration,
+    /// What the connection holds besides its input.
+    pub(super) queued_bytes: usize,
+    /// What all connections may hold.
+    pub(super) all_bytes_max: usize,
+}
+
+/// Reads what has come; `false` at the end.
+pub(super) async fn read(
+    input: &mut Vec<u8>,
+    held: &mut HeldInput<'_>,
+    reading: Reading,
+    stream: &mut (impl AsyncRead + Unpin),
+) -> io::Result<bool> {
+    let is_large = input.capacity() > 2 * BUFFER_BYTES_KEPT;
+    if input.is_empty() && (is_large || held.is_tight(reading.all_bytes_max)) {
+        // One large value must not hold its memory until the connection ends.
+        *input = Vec::new();
+    }
+    // As much again as there was: a large value arrives in a few large reads, and an idle
+    // connection costs little.
+    let room = input.capacity().clamp(READ_BYTES_MIN, BUFFER_BYTES_KEPT);
+    input.reserve(room);
+    let bytes = input.capacity() + reading.queued_bytes;
+    if !held.set(bytes, reading.all_bytes_max) {
+        return Ok(false);
+    }
+    let wait_max = reading.wait_max;
+    if wait_max.is_zero() {
+        return Ok(stream.read_buf(input).await? > 0);
+    }
+    match timeout(wait_max, stream.read_buf(input)).await {
+        Ok(read) => Ok(read? > 0),
+        Err(_) => {
+            debug!("closed a connection that was silent for too long");
+            Ok(false)
+        }
+    }
+}
+
+/// A request of these words, as a client would send it.
+pub(super) fn whole_request(words: &[&[u8]]) -> Vec<u8> {
+    let mut request = format!("*{}\r\n", words.len()).into_bytes();
+    for word in words {
+        request.extend(format!("${}\r\n", word.len()).into_bytes());
+        request.extend_from_slice(word);
+        request.extend(b"\r\n");
+    }
+    request
+}
+
+/// A pipeline of small commands, and all that an idle connection needs.
+const READ_BYTES_MIN: usize = 2 * 1024;
+/// What a busy connection reads or writes at once and keeps for the next time.
+pub(super) const BUFFER_BYTES_KEPT: usize = 64 * 1024;
