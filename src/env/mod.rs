@@ -10,6 +10,7 @@ mod journal;
 mod rng;
 mod scheduler_watch;
 mod tasks;
+mod watchdog;
 
 pub use clock::{Clock, SystemClock};
 pub use disk::{Disk, DiskError, MemoryDisk, RealDisk};
@@ -19,9 +20,12 @@ pub use journal::{
 };
 pub use rng::SeededRng;
 pub use scheduler_watch::{DELAY_BOUNDS_US, Delays, LONG_DELAY, LongDelay, SchedulerWatch};
-pub use tasks::Tasks;
+pub use tasks::{ComputeError, Tasks, WAITING_MAX};
+pub use watchdog::Watchdog;
 
 use std::sync::Arc;
+
+use crate::update::Limit;
 
 /// The doors of one node.
 #[derive(Debug, Clone)]
@@ -34,4 +38,18 @@ pub struct Env {
     pub tasks: Tasks,
     /// Files, below the node's data directory.
     pub disk: Arc<dyn Disk>,
+}
+
+impl Env {
+    /// Makes updates that take long, on the pool for it: `work` is handed what it may take. See
+    /// [`Tasks::compute`].
+    pub async fn compute_update<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Limit) -> T + Send + 'static,
+    ) -> Result<T, ComputeError> {
+        let (watchdog, clock) = (self.tasks.watchdog().clone(), Arc::clone(&self.clock));
+        // Its time begins with the work, and not while it waits for a thread.
+        let work = move || work(&watchdog.limit(&clock));
+        self.tasks.compute(work).await
+    }
 }

@@ -13,7 +13,7 @@ use crate::resp::{
 };
 
 /// Carries out a command of one key. What is told.
-pub fn apply(command: DataCommand<'_>, state: &mut State, context: Context) -> Reply {
+pub fn apply(command: DataCommand<'_>, state: &mut State, context: Context<'_>) -> Reply {
     let Context { now, .. } = context;
     let is_one = |keys: usize| keys == 1;
     match command {
@@ -80,7 +80,7 @@ pub fn apply(command: DataCommand<'_>, state: &mut State, context: Context) -> R
 }
 
 #[cfg(feature = "scripts")]
-fn run_script(script: Script<'_>, state: &mut State, context: Context) -> Reply {
+fn run_script(script: Script<'_>, state: &mut State, context: Context<'_>) -> Reply {
     super::script::run(script, state, context)
 }
 
@@ -123,7 +123,7 @@ pub fn moment(expiry: ExpiryArg, now: Millis) -> Millis {
     Millis(u64::try_from(ms).unwrap_or(0))
 }
 
-fn update(update: Update<'_>, state: &mut State, context: Context) -> Reply {
+fn update(update: Update<'_>, state: &mut State, context: Context<'_>) -> Reply {
     let now = context.now;
     match update {
         Update::Set(set) => set_if(set, state, context),
@@ -167,7 +167,7 @@ fn update(update: Update<'_>, state: &mut State, context: Context) -> Reply {
     }
 }
 
-fn set_if(set: SetIf<'_>, state: &mut State, context: Context) -> Reply {
+fn set_if(set: SetIf<'_>, state: &mut State, context: Context<'_>) -> Reply {
     let SetIf {
         value,
         end,
@@ -243,7 +243,7 @@ fn expire(state: &mut State, at: ExpiryArg, condition: ExpireCondition, now: Mil
     Reply::integer(u8::from(is_met))
 }
 
-fn add_to(state: &mut State, by: i64, context: Context) -> Reply {
+fn add_to(state: &mut State, by: i64, context: Context<'_>) -> Reply {
     let held = match string(state) {
         Ok(held) => held,
         Err(error) => return error,
@@ -257,7 +257,7 @@ fn add_to(state: &mut State, by: i64, context: Context) -> Reply {
     rewrite(state, sum.to_string().as_bytes(), context).unwrap_or(Reply::Integer(sum))
 }
 
-fn add_decimal(state: &mut State, by: &[u8], context: Context) -> Reply {
+fn add_decimal(state: &mut State, by: &[u8], context: Context<'_>) -> Reply {
     let held = match string(state) {
         Ok(held) => held,
         Err(error) => return error,
@@ -272,7 +272,7 @@ fn add_decimal(state: &mut State, by: &[u8], context: Context) -> Reply {
     }
 }
 
-fn set_range(state: &mut State, offset: u64, part: &[u8], context: Context) -> Reply {
+fn set_range(state: &mut State, offset: u64, part: &[u8], context: Context<'_>) -> Reply {
     let held = match string(state) {
         Ok(held) => held.unwrap_or_default(),
         Err(error) => return error,
@@ -293,7 +293,7 @@ fn set_range(state: &mut State, offset: u64, part: &[u8], context: Context) -> R
     rewrite(state, &value, context).unwrap_or(length)
 }
 
-fn set_bit(state: &mut State, offset: u64, bit: bool, context: Context) -> Reply {
+fn set_bit(state: &mut State, offset: u64, bit: bool, context: Context<'_>) -> Reply {
     let held = match string(state) {
         Ok(held) => held.unwrap_or_default(),
         Err(error) => return error,
@@ -315,7 +315,7 @@ fn set_bit(state: &mut State, offset: u64, bit: bool, context: Context) -> Reply
     rewrite(state, &value, context).unwrap_or(told)
 }
 
-fn hash_update(update: Update<'_>, state: &mut State, context: Context) -> Reply {
+fn hash_update(update: Update<'_>, state: &mut State, context: Context<'_>) -> Reply {
     if let Update::HashAddDecimal(_, by) = update {
         match is_finite(by) {
             None => return Reply::Error(NO_FLOAT.to_owned()),
@@ -483,7 +483,7 @@ fn keep(state: &mut State, value: Bytes, expires_at: Option<Millis>, now: Millis
 }
 
 /// Writes a string that ends when the one before did.
-fn rewrite(state: &mut State, value: &[u8], context: Context) -> Option<Reply> {
+fn rewrite(state: &mut State, value: &[u8], context: Context<'_>) -> Option<Reply> {
     let expires_at = state.held.as_ref().and_then(|held| held.expires_at);
     write(state, value, Kind::String, expires_at, context)
 }
@@ -494,7 +494,7 @@ fn write(
     value: &[u8],
     kind: Kind,
     expires_at: Option<Millis>,
-    context: Context,
+    context: Context<'_>,
 ) -> Option<Reply> {
     if value.len() > context.value_bytes_max {
         return Some(too_long(context));
@@ -508,7 +508,7 @@ fn write(
     None
 }
 
-fn too_long(context: Context) -> Reply {
+fn too_long(context: Context<'_>) -> Reply {
     let limit = context.value_bytes_max;
     Reply::Error(format!(
         "TOOBIG the value would have more than {limit} bytes (max_value_bytes); nothing was written"

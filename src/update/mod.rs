@@ -7,6 +7,7 @@ mod apply;
 mod hash;
 #[cfg(feature = "scripts")]
 mod json;
+mod limit;
 mod number;
 mod reply;
 #[cfg(feature = "scripts")]
@@ -20,6 +21,7 @@ use crate::resp::{Command, Limits, Parsed, Parser};
 
 pub use apply::{WRONG_TYPE, apply, moment, ttl, usage};
 pub use hash::Fields;
+pub use limit::{Ended, Limit, Watch};
 pub use reply::Reply;
 
 /// What a key holds, or is to hold.
@@ -46,11 +48,13 @@ pub struct State {
 
 /// What an update is made under.
 #[derive(Debug, Clone, Copy)]
-pub struct Context {
+pub struct Context<'a> {
     /// The moment it is made at.
     pub now: Millis,
     /// The longest value that replicas take.
     pub value_bytes_max: usize,
+    /// How long scripts may run.
+    pub limit: &'a Limit,
 }
 
 /// What is to be done to a key.
@@ -139,7 +143,7 @@ impl State {
 
 impl Change {
     /// Does it to a state. What is told of it.
-    pub fn make(&self, state: &mut State, context: Context) -> Reply {
+    pub fn make(&self, state: &mut State, context: Context<'_>) -> Reply {
         match self {
             Self::Look => {
                 let held = state.held.clone();
@@ -198,6 +202,38 @@ impl Change {
         }
     }
 
+    /// Whether it runs a script.
+    #[must_use]
+    pub fn is_script(&self) -> bool {
+        let is_script = |request: &[u8]| {
+            let name = command_name(request);
+            name.eq_ignore_ascii_case(b"EVAL") || name.eq_ignore_ascii_case(b"EVAL_RO")
+        };
+        self.requests().iter().any(|request| is_script(request))
+    }
+
+    /// Whether it may take longer than a millisecond on a value of so many bytes: then it is made where
+    /// it is not in the way of requests. It costs little to ask.
+    #[must_use]
+    pub fn is_slow(&self, held_bytes: usize) -> bool {
+        let is_slow = |request: &Bytes| {
+            let bytes = held_bytes.saturating_add(request.len());
+            // Strings are copied, the fields of hashes are taken apart.
+            let is_hash = matches!(command_name(request).first(), Some(b'h' | b'H'));
+            bytes > SLOW_BYTES || (is_hash && bytes > SLOW_HASH_BYTES)
+        };
+        self.is_script() || self.requests().iter().any(is_slow)
+    }
+
+    /// The commands that it carries out.
+    const fn requests(&self) -> &[Bytes] {
+        match self {
+            Self::Look | Self::Set(..) | Self::Delete | Self::Put(..) | Self::Expire(_) => &[],
+            Self::Command(request) => std::slice::from_ref(request),
+            Self::Transaction(_, requests) => requests.as_slice(),
+        }
+    }
+
     /// About how many bytes it has.
     #[must_use]
     pub fn bytes(&self) -> usize {
@@ -221,9 +257,19 @@ pub fn script_name(source: &[u8]) -> String {
         .collect()
 }
 
-/// What a command, as a client has sent it, asks of what a key holds.
+/// What a command, as a client has sent it, reads of what a key holds.
 #[must_use]
 pub fn tell(request: &[u8], held: Option<Held>, now: Millis) -> Reply {
+    run_on(request, held, now, &Limit::of_steps())
+}
+
+/// Runs a script that has no key.
+#[must_use]
+pub fn run_script(request: &[u8], now: Millis, limit: &Limit) -> Reply {
+    run_on(request, None, now, limit)
+}
+
+fn run_on(request: &[u8], held: Option<Held>, now: Millis, limit: &Limit) -> Reply {
     let mut state = State {
         held,
         ..State::default()
@@ -231,12 +277,13 @@ pub fn tell(request: &[u8], held: Option<Held>, now: Millis) -> Reply {
     let context = Context {
         now,
         value_bytes_max: usize::MAX,
+        limit,
     };
     run(request, &mut state, context)
 }
 
 /// Carries out a command as a client has sent it.
-fn run(request: &[u8], state: &mut State, context: Context) -> Reply {
+fn run(request: &[u8], state: &mut State, context: Context<'_>) -> Reply {
     // It was parsed at the door; what is said here is for nodes of other versions.
     let mut parser = Parser::new(Limits {
         value_bytes_max: request.len(),
@@ -256,4 +303,51 @@ fn run(request: &[u8], state: &mut State, context: Context) -> Reply {
     }
 }
 
+/// The first word of a command as a client has sent it, in either of the two forms.
+fn command_name(request: &[u8]) -> &[u8] {
+    // `*2\r\n$3\r\nGET\r\n...`, or `GET ...`.
+    let skipped = if request.first() == Some(&b'*') { 2 } else { 0 };
+    let mut lines = request.split(|byte| *byte == b'\n');
+    let line = lines.nth(skipped).unwrap_or_default().trim_ascii();
+    let end = line.iter().position(u8::is_ascii_whitespace);
+    &line[..end.unwrap_or(line.len())]
+}
+
 const OVERHEAD_BYTES: usize = 32;
+/// A millisecond's copying.
+const SLOW_BYTES: usize = 2 * 1024 * 1024;
+/// A millisecond for fields of a few bytes each.
+const SLOW_HASH_BYTES: usize = 64 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scripts_and_large_hashes_are_slow() {
+        let command = |text: &'static str| Change::Command(Bytes::from_static(text.as_bytes()));
+        for script in [
+            "*3\r\n$4\r\nEVAL\r\n$8\r\nreturn 1\r\n$1\r\n0\r\n",
+            "*3\r\n$7\r\neval_ro\r\n$8\r\nreturn 1\r\n$1\r\n0\r\n",
+            "eval x 0\r\n",
+        ] {
+            assert!(command(script).is_script() && command(script).is_slow(0));
+            let Change::Command(request) = command(script) else {
+                panic!()
+            };
+            let others = vec![Bytes::from_static(b"GET k\r\n"), request];
+            assert!(Change::Transaction(None, others).is_script());
+        }
+        for (text, held, is_slow) in [
+            ("*2\r\n$4\r\nINCR\r\n$1\r\nk\r\n", 100_000, false),
+            ("*2\r\n$4\r\nINCR\r\n$1\r\nk\r\n", 3_000_000, true),
+            ("*2\r\n$4\r\nHSET\r\n$1\r\nk\r\n", 1_000, false),
+            ("*2\r\n$4\r\nhset\r\n$1\r\nk\r\n", 100_000, true),
+            ("", 0, false),
+            ("*", 0, false),
+        ] {
+            assert!(!command(text).is_script());
+            assert_eq!(command(text).is_slow(held), is_slow, "{text:?}, {held}");
+        }
+    }
+}

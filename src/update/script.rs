@@ -13,7 +13,7 @@ use super::{Context, Reply, State, apply, json, script_name};
 use crate::resp::{Command, CommandKind, Script, parse_words};
 
 /// Runs a script. What is told.
-pub(super) fn run(script: Script<'_>, state: &mut State, context: Context) -> Reply {
+pub(super) fn run(script: Script<'_>, state: &mut State, context: Context<'_>) -> Reply {
     MACHINE.with(|machine| {
         // Scripts do not run scripts.
         let Ok(mut machine) = machine.try_borrow_mut() else {
@@ -99,7 +99,7 @@ fn new_machine() -> mlua::Result<Lua> {
 struct Spent;
 
 /// Runs a script in a machine; whether the machine is as good as before.
-fn run_in(lua: &Lua, script: Script<'_>, state: &mut State, context: Context) -> (Reply, bool) {
+fn run_in(lua: &Lua, script: Script<'_>, state: &mut State, context: Context<'_>) -> (Reply, bool) {
     let name = script_name(script.source);
     let chunk = lua.load(script.source).set_name("=user_script");
     let function = match chunk.into_function() {
@@ -143,7 +143,7 @@ fn call(
     function: &Function,
     script: Script<'_>,
     state: &mut State,
-    context: Context,
+    context: Context<'_>,
 ) -> mlua::Result<Reply> {
     let state = RefCell::new(state);
     lua.scope(|scope| {
@@ -181,7 +181,12 @@ fn call(
 }
 
 /// A command of a script.
-fn command(words: MultiValue, script: Script<'_>, state: &mut State, context: Context) -> Reply {
+fn command(
+    words: MultiValue,
+    script: Script<'_>,
+    state: &mut State,
+    context: Context<'_>,
+) -> Reply {
     let error = |text: &str| Reply::Error(text.to_owned());
     if words.is_empty() {
         return error("ERR Please specify at least one argument for this redis.call() call");
@@ -380,7 +385,7 @@ const DEPTH_MAX: usize = 8;
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Change, Held};
+    use super::super::{Change, Held, Limit};
     use super::*;
     use crate::model::{Kind, Millis};
 
@@ -398,6 +403,7 @@ mod tests {
         let context = Context {
             now: NOW,
             value_bytes_max: 1_000_000,
+            limit: &Limit::of_steps(),
         };
         Change::Command(request(words)).make(state, context)
     }

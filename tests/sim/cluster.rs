@@ -300,7 +300,7 @@ impl Cluster {
         let store = self.remembered(number, memory);
         let node = &mut self.nodes[number];
         node.epoch += 1;
-        let tasks = Tasks::new();
+        let tasks = Tasks::inline();
         let env = Env {
             clock: Arc::clone(&node.clock) as Arc<dyn Clock>,
             rng: SeededRng::from_seed(node.epoch),

@@ -377,7 +377,7 @@ impl Executor<'_> {
             }
             Command::Data(_, DataCommand::Script(script)) if self.is_without_key(script) => {
                 self.flush().await;
-                let told = update::tell(request, None, self.now);
+                let told = self.run_script(request).await;
                 let is_ok = !matches!(told, update::Reply::Error(_));
                 self.shared.stats.count(kind, is_ok);
                 self.tally.add(kind, None);
@@ -454,6 +454,16 @@ impl Executor<'_> {
                 self.plan.push_error(error.to_string());
                 Next::Go
             }
+        }
+    }
+
+    /// Runs a script that has no key, where it is not in the way of others.
+    async fn run_script(&self, request: &[u8]) -> update::Reply {
+        let (request, now) = (Bytes::copy_from_slice(request), self.now);
+        let work = move |limit: &update::Limit| update::run_script(&request, now, limit);
+        match self.shared.env.compute_update(work).await {
+            Ok(told) => told,
+            Err(error) => update::Reply::Error(format!("BUSY {error}; the script was not run")),
         }
     }
 

@@ -8,7 +8,7 @@ use crate::model::{Database, Expiry, Kind, Millis, Record, RecordRef, Summary, V
 use crate::node::replica::Written;
 use crate::ring::View;
 use crate::store::ExpiryChange;
-use crate::update::{Change, Context, Reply, State};
+use crate::update::{Change, Context, Limit, Reply, State};
 use crate::wire::Refusal;
 use std::sync::Arc;
 
@@ -102,6 +102,7 @@ impl<'a> Local<'a> {
             let context = Context {
                 now: self.now(),
                 value_bytes_max: replica.value_bytes_max(),
+                limit: &Limit::of_steps(),
             };
             let mut state = State::of(held.as_ref(), context.now);
             let reply = change.make(&mut state, context);

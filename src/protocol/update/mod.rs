@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{QuorumNotMet, Replicas, count_u8};
 use crate::model::{HlcTime, Millis, Record, Stamp, Version};
-use crate::update::{Change, Context, Reply, State};
+use crate::update::{Change, Context, Limit, Reply, State};
 use crate::wire::Refusal;
 use lineage::Verdict;
 
@@ -447,6 +447,7 @@ impl UpdateOp {
         let context = Context {
             now: self.now,
             value_bytes_max: self.plan.value_bytes_max,
+            limit: &Limit::of_steps(),
         };
         let mut state = State::of(record.as_ref(), self.now);
         let outcomes =
