@@ -203,6 +203,10 @@ settings! {
         /// other value is accepted with a warning.
         pub max_memory: ByteSize = "0", like "4GiB";
 
+        /// How long one script (EVAL) may run. Longer ones are ended with an error, and nothing that
+        /// they did is applied.
+        pub script_timeout: Duration = "100ms", like "20ms", within "1ms" to "10s";
+
         /// How many threads serve requests. 0: one for each processor.
         pub threads: u32 = 0, like 2, within 0 to 1024;
     }

@@ -73,7 +73,7 @@ pub fn apply(command: DataCommand<'_>, state: &mut State, context: Context<'_>) 
         // Whoever is asked puts the program in its place.
         DataCommand::NamedScript(_) => Reply::Error(NO_SCRIPT.to_owned()),
         DataCommand::Hash { read, .. } => match fields(state) {
-            Ok(fields) => read_fields(&fields.unwrap_or_default(), read),
+            Ok(fields) => read_fields(&mut fields.unwrap_or_default(), read),
             Err(error) => error,
         },
     }
@@ -381,18 +381,23 @@ fn hash_update(update: Update<'_>, state: &mut State, context: Context<'_>) -> R
     write(state, &fields.encode(), Kind::Hash, expires_at, context).unwrap_or(told)
 }
 
-fn read_fields(fields: &Fields, read: HashRead<'_>) -> Reply {
-    let value = |field: &[u8]| fields.get(field).cloned().map_or(Reply::Nil, Reply::Bulk);
-    let all = |of: fn(&(Bytes, Bytes)) -> &Bytes| {
+fn read_fields(fields: &mut Fields, read: HashRead<'_>) -> Reply {
+    let value = |fields: &mut Fields, field: &[u8]| {
+        let value = fields.get(field).cloned();
+        value.map_or(Reply::Nil, Reply::Bulk)
+    };
+    let all = |fields: &Fields, of: fn(&(Bytes, Bytes)) -> &Bytes| {
         let all = fields.iter().map(|pair| Reply::Bulk(of(pair).clone()));
         Reply::Array(all.collect())
     };
     match read {
-        HashRead::Get(field) => value(field),
-        HashRead::GetSome(names) => Reply::Array(names.iter().map(value).collect()),
+        HashRead::Get(field) => value(fields, field),
+        HashRead::GetSome(names) => {
+            Reply::Array(names.iter().map(|name| value(fields, name)).collect())
+        }
         HashRead::All => Reply::Map(fields.iter().cloned().collect()),
-        HashRead::Fields => all(|(field, _)| field),
-        HashRead::Values => all(|(_, value)| value),
+        HashRead::Fields => all(fields, |(field, _)| field),
+        HashRead::Values => all(fields, |(_, value)| value),
         HashRead::Has(field) => Reply::integer(u8::from(fields.get(field).is_some())),
         HashRead::Length => Reply::integer(fields.len()),
         HashRead::ValueLength(field) => Reply::integer(fields.get(field).map_or(0, Bytes::len)),

@@ -7,11 +7,17 @@ mod apply;
 mod hash;
 #[cfg(feature = "scripts")]
 mod json;
+#[cfg(feature = "scripts")]
+mod library;
 mod limit;
 mod number;
+#[cfg(feature = "scripts")]
+mod pattern;
 mod reply;
 #[cfg(feature = "scripts")]
 mod script;
+#[cfg(all(test, feature = "scripts"))]
+mod tests;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -320,7 +326,7 @@ const SLOW_BYTES: usize = 2 * 1024 * 1024;
 const SLOW_HASH_BYTES: usize = 64 * 1024;
 
 #[cfg(test)]
-mod tests {
+mod slow_tests {
     use super::*;
 
     #[test]

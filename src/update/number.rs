@@ -44,6 +44,9 @@ struct Decimal {
 
 impl Decimal {
     fn read(text: &[u8]) -> Option<Self> {
+        if text.len() >= BYTES_MAX {
+            return None;
+        }
         let text = std::str::from_utf8(text).ok()?;
         let is_plain = |c: char| c.is_ascii_digit() || matches!(c, '+' | '-' | '.' | 'e' | 'E');
         // Redis takes infinities, and refuses their sums.
@@ -79,15 +82,24 @@ fn exact(text: &str) -> Option<i128> {
         let digit = digit.is_ascii_digit().then(|| i128::from(digit - b'0'))?;
         sum.checked_mul(10)?.checked_add(digit)
     })?;
+    if number == 0 {
+        return Some(0);
+    }
     let shown = exponent.checked_sub(i32::try_from(fraction.len()).ok()?)?;
-    for _ in shown..-DIGITS {
-        if number % 10 != 0 {
+    // A number has 39 digits at most: beyond that none is left of it, or there is no room.
+    let moved = shown.checked_add(DIGITS)?;
+    if moved.unsigned_abs() > 39 {
+        return None;
+    }
+    let scale = 10_i128.checked_pow(moved.unsigned_abs());
+    if moved < 0 {
+        let scale = scale?;
+        if number % scale != 0 {
             return None;
         }
-        number /= 10;
-    }
-    for _ in -DIGITS..shown {
-        number = number.checked_mul(10)?;
+        number /= scale;
+    } else {
+        number = number.checked_mul(scale?)?;
     }
     Some(if is_negative { -number } else { number })
 }
@@ -101,6 +113,8 @@ fn write(number: i128) -> String {
     format!("{sign}{whole}{point}{fraction}")
 }
 
+/// Redis takes no longer ones.
+const BYTES_MAX: usize = 5 * 1024;
 /// Behind the point.
 const DIGITS: i32 = 17;
 
@@ -126,6 +140,30 @@ mod tests {
                 _ => panic!("{held} + {by} is no sum"),
             }
         }
+    }
+
+    #[test]
+    fn an_exponent_costs_no_time() {
+        let sum = |held: &str, by: &str| match add(held.as_bytes(), by.as_bytes()) {
+            Sum::Is(is) => is,
+            Sum::NoNumber => "no number".to_owned(),
+            Sum::Infinite => "infinite".to_owned(),
+        };
+        for zero in [
+            "0e-2147483647",
+            "0e2147483647",
+            "0e-2147483648",
+            "0.0e2147483647",
+            "0e-99999999999",
+        ] {
+            assert_eq!(sum(zero, "1"), "1");
+            assert_eq!(sum("1", zero), "1");
+        }
+        assert_eq!(sum("1e-2147483647", "1"), "1");
+        assert_eq!(sum("1e2147483647", "1"), "infinite");
+        assert_eq!(sum("1e39", "1"), format!("1{}", "0".repeat(39)));
+        assert_eq!(sum("100e-2", "1"), "2");
+        assert_eq!(sum(&"1".repeat(5 * 1024), "1"), "no number");
     }
 
     #[test]

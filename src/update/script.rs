@@ -1,61 +1,57 @@
 //! Scripts: Lua 5.1, run on the state of their key.
 //!
 //! A script sees what Redis shows one: `KEYS`, `ARGV`, `redis.call`, tables, strings, numbers, JSON; no
-//! files, no clock but `TIME`, no other key. It is bounded in steps and in memory. A virtual machine is
-//! made once for each thread and cannot be changed by what runs in it.
+//! files, no clock but `TIME`, no other key. It is bounded in steps, in time, in memory and in its reply,
+//! and has a virtual machine of its own.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
+use std::rc::Rc;
 
 use bytes::Bytes;
+use mlua::chunk::ChunkMode;
 use mlua::{Error, Function, HookTriggers, Lua, LuaOptions, MultiValue, StdLib, Value, VmState};
 
-use super::{Context, Reply, State, apply, json, script_name};
+use super::limit::{Ended, MEMORY_MAX, Meter};
+use super::{Context, Reply, State, apply, json, library, script_name};
 use crate::resp::{Command, CommandKind, Script, parse_words};
 
 /// Runs a script. What is told.
+///
+/// What it did before an error stays done, as in Redis; if it took more than it may, nothing does.
 pub(super) fn run(script: Script<'_>, state: &mut State, context: Context<'_>) -> Reply {
-    MACHINE.with(|machine| {
-        // Scripts do not run scripts.
-        let Ok(mut machine) = machine.try_borrow_mut() else {
-            return Reply::Error("ERR a script cannot run another one".to_owned());
-        };
-        let lua = match machine.take() {
-            Some(lua) => Ok(lua),
-            None => new_machine(),
-        };
-        let lua = match lua {
-            Ok(lua) => lua,
-            Err(error) => return Reply::Error(format!("ERR no script can run: {}", line(&error))),
-        };
-        let (reply, is_sound) = run_in(&lua, script, state, context);
-        if is_sound {
-            *machine = Some(lua);
+    if script.source.len() > SOURCE_BYTES_MAX {
+        return Reply::Error(format!(
+            "ERR Error compiling script: it has more than {SOURCE_BYTES_MAX} bytes"
+        ));
+    }
+    let meter = match context.limit.begin() {
+        Ok(meter) => Rc::new(meter),
+        Err(ended) => return Reply::Error(format!("ERR {ended}")),
+    };
+    let before = state.clone();
+    let told = new_machine(&meter).and_then(|lua| run_in(&lua, script, state, (context, &meter)));
+    context.limit.end(&meter);
+    let told = match told {
+        Err(error) if matches!(root(&error), Error::MemoryError(_)) => {
+            Err(meter.end(Ended::Memory))
         }
-        reply
-    })
+        told => meter.ended().map_or(Ok(told), Err),
+    };
+    match told {
+        Ok(Ok(reply)) => reply,
+        Ok(Err(error)) => Reply::Error(error_text(&error, &script_name(script.source))),
+        Err(ended) => {
+            *state = before;
+            Reply::Error(format!("ERR {ended}; nothing that it did is applied"))
+        }
+    }
 }
 
-thread_local! {
-    static MACHINE: RefCell<Option<Lua>> = const { RefCell::new(None) };
-}
-
-/// A machine in which scripts can do no harm.
-fn new_machine() -> mlua::Result<Lua> {
+/// A machine in which a script can do no harm. Each run has its own: nothing is left for the next one.
+fn new_machine(meter: &Rc<Meter>) -> mlua::Result<Lua> {
     let libraries = StdLib::TABLE | StdLib::STRING | StdLib::MATH;
     let lua = Lua::new_with(libraries, LuaOptions::default())?;
     lua.set_memory_limit(MEMORY_MAX)?;
-    let globals = lua.globals();
-    for unsafe_name in [
-        "dofile",
-        "loadfile",
-        "print",
-        "collectgarbage",
-        "newproxy",
-        "module",
-        "require",
-    ] {
-        globals.raw_remove(unsafe_name)?;
-    }
     let redis = lua.create_table()?;
     for (name, level) in [
         ("LOG_DEBUG", 0),
@@ -66,14 +62,17 @@ fn new_machine() -> mlua::Result<Lua> {
         redis.raw_set(name, level)?;
     }
     redis.raw_set("REDIS_VERSION", crate::resp::REDIS_VERSION)?;
-    redis.raw_set("log", lua.create_function(|_, _: MultiValue| Ok(()))?)?;
-    redis.raw_set("setresp", lua.create_function(|_, _: MultiValue| Ok(()))?)?;
-    redis.raw_set("set_repl", lua.create_function(|_, _: MultiValue| Ok(()))?)?;
+    for name in ["log", "setresp", "set_repl"] {
+        redis.raw_set(name, lua.create_function(|_, _: MultiValue| Ok(()))?)?;
+    }
     redis.raw_set("replicate_commands", lua.create_function(|_, ()| Ok(true))?)?;
-    redis.raw_set(
-        "sha1hex",
-        lua.create_function(|_, text: mlua::LuaString| Ok(script_name(&text.as_bytes())))?,
-    )?;
+    let own = Rc::clone(meter);
+    let sha1hex = lua.create_function(move |_, text: mlua::LuaString| {
+        let text = text.as_bytes();
+        own.spend_bytes(text.len() * 16).map_err(Error::external)?;
+        Ok(script_name(&text))
+    })?;
+    redis.raw_set("sha1hex", sha1hex)?;
     for (name, field) in [("error_reply", "err"), ("status_reply", "ok")] {
         redis.raw_set(
             name,
@@ -84,100 +83,104 @@ fn new_machine() -> mlua::Result<Lua> {
             })?,
         )?;
     }
+    let globals = lua.globals();
     globals.raw_set("redis", &redis)?;
-    globals.raw_set("cjson", json::library(&lua)?)?;
-    // What a script changes here the next one would see.
-    globals.raw_set(
-        "__is_spent",
-        lua.create_function(|lua, ()| Ok(lua.app_data_ref::<Spent>().is_some()))?,
-    )?;
-    lua.load(SEAL).set_name("=seal").exec()?;
+    globals.raw_set("cjson", json::library(&lua, meter)?)?;
+    library::install(&lua, meter)?;
+    let own = Rc::clone(meter);
+    let is_spent = lua.create_function(move |_, ()| Ok(own.ended().is_some()))?;
+    globals.raw_set("__is_spent", is_spent)?;
     Ok(lua)
 }
 
-/// A script has used up its steps.
-struct Spent;
-
-/// Runs a script in a machine; whether the machine is as good as before.
-fn run_in(lua: &Lua, script: Script<'_>, state: &mut State, context: Context<'_>) -> (Reply, bool) {
-    let name = script_name(script.source);
+/// Runs a script in a machine.
+fn run_in(
+    lua: &Lua,
+    script: Script<'_>,
+    state: &mut State,
+    (context, meter): (Context<'_>, &Rc<Meter>),
+) -> mlua::Result<Reply> {
+    let prelude = lua.load(PRELUDE).set_name("=prelude");
+    let seal: Function = prelude.set_mode(ChunkMode::Text).eval()?;
+    // Never precompiled code: it could do anything to this process.
     let chunk = lua.load(script.source).set_name("=user_script");
-    let function = match chunk.into_function() {
+    let function = match chunk.set_mode(ChunkMode::Text).into_function() {
         Ok(function) => function,
+        Err(error) if matches!(root(&error), Error::MemoryError(_)) => return Err(error),
         Err(error) => {
             let text = format!(
                 "ERR Error compiling script (new function): {}",
                 line(&error)
             );
-            return (Reply::Error(text), true);
+            return Ok(Reply::Error(text));
         }
     };
-    let steps = Cell::new(0_u64);
-    lua.remove_app_data::<Spent>();
-    let hook = lua.set_hook(
+    let own = Rc::clone(meter);
+    lua.set_global_hook(
         HookTriggers::new().every_nth_instruction(STEPS_A_LOOK),
-        move |lua, _| {
-            steps.set(steps.get() + u64::from(STEPS_A_LOOK));
-            if steps.get() > STEPS_MAX {
-                lua.set_app_data(Spent);
-                return Err(Error::runtime(format!(
-                    "the script took more than {STEPS_MAX} steps"
-                )));
-            }
-            Ok(VmState::Continue)
+        move |_, _| {
+            let spent = own
+                .spend(u64::from(STEPS_A_LOOK))
+                .and_then(|()| own.check());
+            spent.map(|()| VmState::Continue).map_err(Error::external)
         },
-    );
-    let told = hook.and_then(|()| call(lua, &function, script, state, context));
-    lua.remove_hook();
-    match told {
-        Ok(reply) => (reply, true),
-        Err(error) => {
-            let is_sound = !matches!(root(&error), Error::MemoryError(_));
-            (Reply::Error(error_text(&error, &name)), is_sound)
-        }
-    }
+    )?;
+    call(lua, (&function, &seal), script, state, (context, meter))
 }
 
 fn call(
     lua: &Lua,
-    function: &Function,
+    (function, seal): (&Function, &Function),
     script: Script<'_>,
     state: &mut State,
-    context: Context<'_>,
+    (context, meter): (Context<'_>, &Rc<Meter>),
 ) -> mlua::Result<Reply> {
     let state = RefCell::new(state);
+    let carry_out = |words: MultiValue| {
+        let state = &mut state.borrow_mut();
+        let held = |state: &State| state.held().map_or(0, |held| held.value.len());
+        let bytes = held(state);
+        let reply = command(words, script, state, (context, meter))?;
+        // A hash is taken apart.
+        meter
+            .spend_bytes(bytes.max(held(state)))
+            .map_err(Error::external)?;
+        meter.check().map_err(Error::external)?;
+        Ok::<_, Error>(reply)
+    };
     lua.scope(|scope| {
-        let call = scope.create_function(|lua, words: MultiValue| {
-            let reply = command(words, script, &mut state.borrow_mut(), context);
-            match reply {
-                Reply::Error(text) => Err(Error::external(Raised(text, lua_line(lua)))),
-                reply => from_reply(lua, &reply),
-            }
+        let call = scope.create_function(|lua, words: MultiValue| match carry_out(words)? {
+            Reply::Error(text) => Err(Error::external(Raised(text, lua_line(lua)))),
+            reply => from_reply(lua, &reply, meter),
         })?;
-        let pcall = scope.create_function(|lua, words: MultiValue| {
-            let reply = command(words, script, &mut state.borrow_mut(), context);
-            from_reply(lua, &reply)
-        })?;
+        let pcall = scope
+            .create_function(|lua, words: MultiValue| from_reply(lua, &carry_out(words)?, meter))?;
         let environment = lua.create_table()?;
-        let keys = script.keys().map(|key| lua.create_string(key));
-        let args = script.args().map(|arg| lua.create_string(arg));
-        environment.raw_set(
-            "KEYS",
-            lua.create_sequence_from(keys.collect::<Result<Vec<_>, _>>()?)?,
-        )?;
-        environment.raw_set(
-            "ARGV",
-            lua.create_sequence_from(args.collect::<Result<Vec<_>, _>>()?)?,
-        )?;
+        environment.raw_set("KEYS", sequence(lua, script.keys(), meter)?)?;
+        environment.raw_set("ARGV", sequence(lua, script.args(), meter)?)?;
         let calls = lua.create_table()?;
         calls.raw_set("call", call)?;
         calls.raw_set("pcall", pcall)?;
-        let seal: Function = lua.globals().raw_get("__seal")?;
         seal.call::<()>((&environment, calls))?;
         function.set_environment(environment)?;
         let value: Value = function.call(())?;
-        to_reply(&value, DEPTH_MAX)
+        to_reply(&value, DEPTH_MAX, (context, meter))
     })
+}
+
+/// A table of texts. One after the other: Lua's stack takes 8,000 values.
+fn sequence(
+    lua: &Lua,
+    texts: impl Iterator<Item: AsRef<[u8]>>,
+    meter: &Meter,
+) -> mlua::Result<mlua::Table> {
+    let table = lua.create_table()?;
+    for (place, text) in (1..).zip(texts) {
+        let text = text.as_ref();
+        meter.spend_bytes(text.len()).map_err(Error::external)?;
+        table.raw_set(place, lua.create_string(text)?)?;
+    }
+    Ok(table)
 }
 
 /// A command of a script.
@@ -185,22 +188,38 @@ fn command(
     words: MultiValue,
     script: Script<'_>,
     state: &mut State,
-    context: Context<'_>,
-) -> Reply {
+    (context, meter): (Context<'_>, &Meter),
+) -> mlua::Result<Reply> {
     let error = |text: &str| Reply::Error(text.to_owned());
     if words.is_empty() {
-        return error("ERR Please specify at least one argument for this redis.call() call");
+        return Ok(error(
+            "ERR Please specify at least one argument for this redis.call() call",
+        ));
     }
+    let mut bytes = 0;
     let mut args: Vec<Bytes> = Vec::with_capacity(words.len());
     for word in words {
         args.push(match word {
-            Value::String(text) => Bytes::copy_from_slice(&text.as_bytes()),
+            Value::String(text) => {
+                let text = text.as_bytes();
+                // A text that is named often is copied often, out of Lua's memory.
+                bytes += text.len();
+                if bytes > MEMORY_MAX {
+                    return Err(Error::external(meter.end(Ended::Memory)));
+                }
+                meter.spend_bytes(text.len()).map_err(Error::external)?;
+                Bytes::copy_from_slice(&text)
+            }
             Value::Integer(number) => Bytes::from(number.to_string()),
             Value::Number(number) => Bytes::from(number_text(number)),
-            _ => return error("ERR Lua redis lib command arguments must be strings or integers"),
+            _ => {
+                return Ok(error(
+                    "ERR Lua redis lib command arguments must be strings or integers",
+                ));
+            }
         });
     }
-    parse_words(&args, |parsed| match parsed {
+    Ok(parse_words(&args, |parsed| match parsed {
         Ok(Command::Data(kind, command)) => {
             if script.is_read_only && kind.is_write() {
                 return error("ERR Write commands are not allowed from read-only scripts.");
@@ -225,7 +244,7 @@ fn command(
             error("ERR Wrong number of args calling Redis command from script")
         }
         Err(why) => Reply::Error(why.to_string()),
-    })
+    }))
 }
 
 /// As `%.17g` would write it.
@@ -237,12 +256,13 @@ fn number_text(number: f64) -> String {
     }
 }
 
-fn from_reply(lua: &Lua, reply: &Reply) -> mlua::Result<Value> {
+fn from_reply(lua: &Lua, reply: &Reply, meter: &Meter) -> mlua::Result<Value> {
     let named = |field: &str, text: &str| {
         let table = lua.create_table()?;
         table.raw_set(field, text)?;
         Ok(Value::Table(table))
     };
+    meter.spend(1).map_err(Error::external)?;
     Ok(match reply {
         Reply::Nil | Reply::Seen(..) => Value::Boolean(false),
         Reply::Ok => return named("ok", "OK"),
@@ -253,43 +273,63 @@ fn from_reply(lua: &Lua, reply: &Reply) -> mlua::Result<Value> {
         Reply::Integer(number) => Value::Number(*number as f64),
         Reply::Bulk(bytes) => Value::String(lua.create_string(bytes)?),
         Reply::Array(replies) => {
-            let all = replies.iter().map(|reply| from_reply(lua, reply));
-            let all = all.collect::<mlua::Result<Vec<_>>>()?;
-            Value::Table(lua.create_sequence_from(all)?)
+            let table = lua.create_table()?;
+            for (place, reply) in (1..).zip(replies) {
+                table.raw_set(place, from_reply(lua, reply, meter)?)?;
+            }
+            Value::Table(table)
         }
         Reply::Map(pairs) => {
             let all = pairs.iter().flat_map(|(field, value)| [field, value]);
-            let all = all.map(|bytes| lua.create_string(bytes));
-            let all = all.collect::<mlua::Result<Vec<_>>>()?;
-            Value::Table(lua.create_sequence_from(all)?)
+            Value::Table(sequence(lua, all, meter)?)
         }
     })
 }
 
-fn to_reply(value: &Value, depth: usize) -> mlua::Result<Reply> {
+fn to_reply(
+    value: &Value,
+    depth: usize,
+    (context, meter): (Context<'_>, &Meter),
+) -> mlua::Result<Reply> {
     let Some(depth) = depth.checked_sub(1) else {
         return Err(Error::runtime("the reply is nested too deeply"));
     };
-    let lossy = |text: &mlua::LuaString| String::from_utf8_lossy(&text.as_bytes()).into_owned();
+    // A text that is named often is copied often, out of Lua's memory.
+    let spend = |bytes: usize| {
+        let spent = context.limit.spend_reply(bytes + size_of::<Reply>());
+        spent.map_err(|ended| Error::external(meter.end(ended)))?;
+        meter.spend_bytes(bytes).map_err(Error::external)
+    };
+    let lossy = |text: &mlua::LuaString| {
+        let text = text.as_bytes();
+        // What is no UTF-8 is replaced by something longer.
+        spend(text.len() * 3)?;
+        Ok::<_, Error>(String::from_utf8_lossy(&text).into_owned())
+    };
+    spend(0)?;
     Ok(match value {
-        Value::String(text) => Reply::Bulk(Bytes::copy_from_slice(&text.as_bytes())),
+        Value::String(text) => {
+            let text = text.as_bytes();
+            spend(text.len())?;
+            Reply::Bulk(Bytes::copy_from_slice(&text))
+        }
         Value::Integer(number) => Reply::Integer(*number),
         #[expect(clippy::cast_possible_truncation, reason = "as in Redis")]
         Value::Number(number) => Reply::Integer(*number as i64),
         Value::Boolean(true) => Reply::Integer(1),
         Value::Table(table) => {
-            if let Ok(text) = table.raw_get::<mlua::LuaString>("err") {
-                return Ok(Reply::Error(lossy(&text)));
+            if let Value::String(text) = table.raw_get("err")? {
+                return Ok(Reply::Error(lossy(&text)?));
             }
-            if let Ok(text) = table.raw_get::<mlua::LuaString>("ok") {
-                return Ok(Reply::Status(lossy(&text)));
+            if let Value::String(text) = table.raw_get("ok")? {
+                return Ok(Reply::Status(lossy(&text)?));
             }
             let mut replies = Vec::new();
             // Up to the first hole, as in Redis.
             for place in 1.. {
                 match table.raw_get(place)? {
                     Value::Nil => break,
-                    value => replies.push(to_reply(&value, depth)?),
+                    value => replies.push(to_reply(&value, depth, (context, meter))?),
                 }
             }
             Reply::Array(replies)
@@ -328,58 +368,22 @@ fn error_text(error: &Error, name: &str) -> String {
 fn line(error: &Error) -> String {
     let text = error.to_string();
     let text = text.lines().next().unwrap_or_default();
+    let text = text
+        .get(..text.floor_char_boundary(ERROR_BYTES_MAX))
+        .unwrap_or_default();
     let text = text.strip_prefix("runtime error: ").unwrap_or(text);
     text.strip_prefix("syntax error: ")
         .unwrap_or(text)
         .to_owned()
 }
 
-/// What no script may change is shown through an empty table.
-const SEAL: &str = r#"
-local rawset, setmetatable, error, tostring = rawset, setmetatable, error, tostring
-local function closed(library)
-  return setmetatable({}, {__index = library, __metatable = false, __newindex = function()
-    error("Attempt to modify a readonly table", 2)
-  end})
-end
-local shown = {}
-for name, value in pairs(_G) do shown[name] = value end
-for _, name in ipairs({"string", "table", "math", "cjson"}) do shown[name] = closed(_G[name]) end
--- The steps of a coroutine are not counted.
-for _, name in ipairs({"coroutine", "rawset", "setfenv", "getfenv", "load", "loadstring", "_G", "redis"}) do
-  shown[name] = nil
-end
-getmetatable("").__metatable = false
--- Who has used up its steps has: no script catches that.
-local function unless_spent(...)
-  if __is_spent() then error("the script took too many steps", 0) end
-  return ...
-end
-for _, name in ipairs({"pcall", "xpcall"}) do
-  local protected = _G[name]
-  shown[name] = function(...) return unless_spent(protected(...)) end
-end
-rawset(_G, "__seal", function(environment, calls)
-  setmetatable(calls, {__index = redis, __metatable = false})
-  rawset(environment, "redis", calls)
-  rawset(environment, "_G", environment)
-  setmetatable(environment, {__metatable = false,
-    __index = function(_, name)
-      local value = shown[name]
-      if value == nil then
-        error("Script attempted to access nonexistent global variable '" .. tostring(name) .. "'", 2)
-      end
-      return value
-    end,
-    __newindex = function(_, name)
-      error("Script attempted to create global variable '" .. tostring(name) .. "'", 2)
-    end})
-end)
-"#;
-/// Some hundredths of a second.
-const STEPS_MAX: u64 = 5_000_000;
-const STEPS_A_LOOK: u32 = 10_000;
-const MEMORY_MAX: usize = 32 * 1024 * 1024;
+const PRELUDE: &str = include_str!("prelude.lua");
+/// So few that a script which only does what is slow (to join long texts) is ended in time.
+const STEPS_A_LOOK: u32 = 100;
+/// Lua compiles without being interrupted; scripts of frameworks have some ten thousand.
+const SOURCE_BYTES_MAX: usize = 64 * 1024;
+/// Of what a script says of its error.
+const ERROR_BYTES_MAX: usize = 4 * 1024;
 /// What replies of replies travel between nodes.
 const DEPTH_MAX: usize = 8;
 

@@ -125,10 +125,12 @@ fn raise_file_limit() {
 }
 
 fn system_env(settings: &Settings) -> anyhow::Result<Env> {
+    let tasks = Tasks::new();
+    tasks.watchdog().set_script_max(settings.script_timeout);
     Ok(Env {
         clock: Arc::new(SystemClock),
         rng: SeededRng::from_system().context("no randomness from the operating system")?,
-        tasks: Tasks::new(),
+        tasks,
         disk: Arc::new(RealDisk::open(&settings.data_dir).context("data_dir")?),
     })
 }

@@ -385,7 +385,10 @@ impl Executor<'_> {
                 Next::Go
             }
             Command::Data(_, command) => {
+                // A script does not run here, where others wait.
+                let is_script = matches!(command, DataCommand::Script(_));
                 if self.plan.is_empty()
+                    && !is_script
                     && let Some(local) = &self.local
                 {
                     let mut reply = Encoder::new(&mut self.output, self.session.protocol());

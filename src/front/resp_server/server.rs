@@ -179,6 +179,8 @@ fn script(query: ScriptQuery<'_>, shared: &Shared, reply: &mut Encoder<'_>) {
             shared.scripts.clear();
             reply.simple("OK");
         }
+        // What a script did is applied when it has ended: to end it before is always safe.
+        ScriptQuery::Kill if shared.env.tasks.watchdog().kill() => reply.simple("OK"),
         ScriptQuery::Kill => reply.error("NOTBUSY No scripts in execution right now."),
         ScriptQuery::Help => lines(SCRIPT_HELP, reply),
     }
