@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use crate::common::Cluster;
+use crate::common::{Cluster, skipped};
 
 /// The Python that has the libraries; `None`: it is not installed.
 pub(crate) fn python() -> Option<PathBuf> {
@@ -40,7 +40,10 @@ fn host_and_port(cluster: &Cluster) -> Vec<String> {
 #[test]
 fn python_frameworks_run_unchanged() {
     let Some(python) = python() else {
-        return eprintln!("SKIPPED: no Python libraries: run tests/clients/install");
+        return skipped(
+            "python_frameworks_run_unchanged",
+            "no Python libraries: run tests/clients/install",
+        );
     };
     let cluster = Cluster::start(3, &[]);
     let running = start(&python, "frameworks.py", &host_and_port(&cluster));
@@ -54,7 +57,10 @@ fn python_frameworks_run_unchanged() {
 fn node_frameworks_run_unchanged() {
     let modules = root().join("target/clients/node_modules/rate-limit-redis");
     if !modules.exists() {
-        return eprintln!("SKIPPED: no Node libraries: run tests/clients/install");
+        return skipped(
+            "node_frameworks_run_unchanged",
+            "no Node libraries: run tests/clients/install",
+        );
     }
     let cluster = Cluster::start(3, &[]);
     // Modules are looked for beside the program.

@@ -349,3 +349,34 @@ impl Clients {
         (self.done.load(Ordering::Relaxed), failed)
     }
 }
+
+/// A test cannot run here, because of this: said on the terminal past the harness, which keeps what a
+/// test that passes prints to itself, and noted in `target/skipped-tests.txt`.
+pub(crate) fn skipped(name: &str, why: &str) {
+    let line = format!("SKIPPED: {name}: {why}\n");
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/skipped-tests.txt");
+    let options = std::fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(file);
+    options
+        .and_then(|mut file| file.write_all(line.as_bytes()))
+        .unwrap();
+    // The harness captures what goes through Rust's own handles only.
+    if let Ok(mut terminal) = std::fs::OpenOptions::new()
+        .write(true)
+        .open("/proc/self/fd/2")
+    {
+        drop(terminal.write_all(line.as_bytes()));
+    }
+}
+
+/// A file system mounted for a test, unmounted when dropped: on a panic, too.
+pub(crate) struct Mounted(pub(crate) PathBuf);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let done = Command::new("umount").arg("-l").arg(&self.0).status();
+        drop(done);
+    }
+}

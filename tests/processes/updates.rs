@@ -6,7 +6,7 @@ use std::thread;
 use redis::{Commands, RedisResult};
 
 use crate::clients;
-use crate::common::{Cluster, PATIENCE, eventually};
+use crate::common::{Cluster, PATIENCE, eventually, skipped};
 
 /// A connection to some node that answers.
 fn connect_to_any(addresses: &[String], first: usize) -> redis::Connection {
@@ -114,7 +114,10 @@ fn counters_are_exact_while_nodes_are_killed() {
 #[test]
 fn a_lock_has_one_holder_while_nodes_are_killed() {
     let Some(python) = clients::python() else {
-        return eprintln!("SKIPPED: no Python libraries: run tests/clients/install");
+        return skipped(
+            "a_lock_has_one_holder_while_nodes_are_killed",
+            "no Python libraries: run tests/clients/install",
+        );
     };
     let mut cluster = Cluster::start(3, &[]);
     let mut args = vec!["20".to_owned()];
