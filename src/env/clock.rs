@@ -12,6 +12,11 @@ pub trait Clock: Debug + Send + Sync + 'static {
     /// The wall clock: comparable between machines as far as they are synchronised; may jump.
     fn wall(&self) -> Millis;
 
+    /// The wall clock as this machine has it, where `wall` is corrected by what others have.
+    fn machine_wall(&self) -> Millis {
+        self.wall()
+    }
+
     /// The monotonic clock: for deadlines and durations.
     fn monotonic(&self) -> Instant;
 }

@@ -322,6 +322,21 @@ impl Doctor {
         let known = self.status.clocks.known();
         let mut worst = 0;
         let mut findings = Vec::new();
+        let wall = self.status.env.clock.wall();
+        if let Some(drift) = self.status.replica.clock_ahead(wall) {
+            let found = format!("the hybrid clock of this node: {drift}");
+            let advice = "its writes are refused until most other nodes can be asked: it drops the \
+                          clock then; look at their clocks and at this one";
+            findings.push(Finding::problem(CHECK, found, advice));
+        }
+        if let Some(ahead) = self.status.replica.refused_ahead_ms() {
+            let found = format!(
+                "most nodes refuse the clock of this one, {} ahead: it coordinates no requests",
+                seconds(ahead)
+            );
+            let advice = "set the clock of this machine right (`timedatectl`, chrony)";
+            findings.push(Finding::problem(CHECK, found, advice));
+        }
         // With all others off by the same, it is this node that is wrong.
         let is_off = |ms: i64| ms.abs() > OFFSET_WARN_MS;
         let is_own = known.len() > 1 && known.values().all(|offset| is_off(offset.ahead_ms));
@@ -624,7 +639,14 @@ impl Doctor {
         const CHECK: &str = "replicas";
         let mut findings = Vec::new();
         let unsure = self.status.unsure_partitions();
-        if unsure > 0 {
+        if self.status.replica.is_waiting_for_room() {
+            let found = format!(
+                "{unsure} partitions are not copied from other homes: there is no memory for them"
+            );
+            let advice = "raise the memory limit, delete keys, or add nodes; this node serves what it \
+                          holds and goes on by itself when there is room";
+            findings.push(Finding::problem(CHECK, found, advice));
+        } else if unsure > 0 {
             let found = format!("{unsure} partitions are not caught up since this node started");
             let advice = "wait, and restart no other node until it is done; if it does not end, \
                           other homes are away";
@@ -675,7 +697,7 @@ impl Doctor {
 }
 
 /// Memory of this process that is in RAM.
-pub(super) fn resident_bytes() -> Option<u64> {
+pub(crate) fn resident_bytes() -> Option<u64> {
     let text = fs::read_to_string("/proc/self/statm").ok()?;
     let pages: u64 = text.split_whitespace().nth(1)?.parse().ok()?;
     Some(pages.saturating_mul(rustix::param::page_size() as u64))
@@ -687,7 +709,7 @@ pub(super) fn open_files() -> Option<u64> {
 }
 
 /// The memory that the control group of this process may take, if it has a limit.
-pub(super) fn memory_limit() -> Option<u64> {
+pub(crate) fn memory_limit() -> Option<u64> {
     let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
     // Version 2 has one line: `0::/path`.
     let path = groups.lines().find_map(|line| line.strip_prefix("0::"))?;

@@ -15,6 +15,7 @@ use crate::model::{
 use crate::net::{LateResponse, PeerService};
 use crate::node::anti_entropy::Responder;
 use crate::node::handoff::{Handoff, HintReply, MissedRef, NewHint};
+use crate::node::key_pages::{KeysWanted, key_pages};
 use crate::node::replica::{Replica, Written};
 use crate::node::updates::Proposer;
 use crate::protocol::{UpdateId, Updated, Updates};
@@ -121,13 +122,7 @@ impl PeerServer {
                     return false;
                 }
                 self.scan(partition, after, out);
-                return self.replica.is_sure(partition);
-            }
-            // The caller asks again for what it still needs.
-            Operation::Keys(..) if room == 0 => encode(&Answer::Refused(Refusal::Busy), out),
-            Operation::Keys(partition, after, limit) => {
-                self.keys(partition, after, limit, out);
-                return self.replica.is_sure(partition);
+                return self.replica.is_source(partition);
             }
             Operation::HintedRead(key) => {
                 self.hinted(key, room, out);
@@ -143,7 +138,7 @@ impl PeerServer {
                 let table = (self.member_table)();
                 encode(&Answer::Members(ByteSlice::new(&table)), out);
             }
-            Operation::Clock => encode(&Answer::Clock(self.clock.wall()), out),
+            Operation::Clock => encode(&Answer::Clock(self.clock.machine_wall()), out),
             Operation::Compare(..)
             | Operation::Symbols(..)
             | Operation::States(..)
@@ -154,8 +149,9 @@ impl PeerServer {
             Operation::Promise(..) | Operation::Accept(..) => {
                 self.decide(operation, wall, room, out);
             }
-            // They wait for the disk, or for other homes: see `serve`.
-            Operation::Hint(..)
+            // They wait for the disk, or for other homes, or take a while: see `serve`.
+            Operation::Keys(..)
+            | Operation::Hint(..)
             | Operation::HintExpiry(..)
             | Operation::Update(..)
             | Operation::Count(_) => {
@@ -459,14 +455,50 @@ impl PeerServer {
         encode(&Answer::Page(count, ByteSlice::new(&page), next), out);
     }
 
-    fn keys(&self, partition: PartitionId, after: Option<u64>, limit: u32, out: &mut Vec<u8>) {
-        let (mut count, mut page) = (0, Vec::new());
-        let next = self.replica.scan(partition, after, |key, record| {
-            encode(&(ByteSlice::new(key), Summary::of(record)), &mut page);
-            count += 1;
-            count < limit && page.len() < PAGE_BYTES_MAX
-        });
-        encode(&Answer::Keys(count, ByteSlice::new(&page), next), out);
+    /// Tells the keys of some partitions, asked for by a frame that holds nothing else. That takes a
+    /// while: others overtake it. The caller asks again for partitions that are left out.
+    fn keys(&self, frame: &Bytes, mut header: ResponseHeader) -> Result<LateResponse, FrameError> {
+        let mut operations = FrameReader::new(frame);
+        let _header: RequestHeader = operations.read()?;
+        let mut wanted = Vec::new();
+        for _ in 0..header.count {
+            let Operation::Keys(partition, after, limit) = operations.read()? else {
+                return Err(FrameError::Mixed);
+            };
+            if wanted.len() < KEYS_WANTED_MAX {
+                wanted.push(KeysWanted {
+                    partition,
+                    after,
+                    limit: usize::try_from(limit).unwrap_or(usize::MAX),
+                });
+            }
+        }
+        header.is_sure = false;
+        let replica = Arc::clone(&self.replica);
+        Ok(Box::pin(async move {
+            let pages = key_pages(&replica, &wanted).await;
+            let mut out = Vec::new();
+            let frame = ResponseFrame::start(&header, &mut out);
+            for page in &pages {
+                let mut entries = Vec::new();
+                for (key, held) in &page.entries {
+                    encode(&(ByteSlice::new(key), held), &mut entries);
+                }
+                let count = u32::try_from(page.entries.len()).unwrap_or(u32::MAX);
+                encode(
+                    &Answer::Keys(count, ByteSlice::new(&entries), page.next),
+                    &mut out,
+                );
+            }
+            let told = u32::try_from(pages.len()).unwrap_or(u32::MAX);
+            for _ in told..header.count {
+                encode(&Answer::Refused(Refusal::Busy), &mut out);
+            }
+            let is_sure = |wanted: &KeysWanted| replica.is_sure(wanted.partition);
+            let is_sure = wanted.iter().take(pages.len()).all(is_sure);
+            frame.finish(is_sure, &mut out);
+            out
+        }))
     }
 
     /// The whole record while the response has room for values, its summary after that: the
@@ -523,6 +555,10 @@ impl PeerService for PeerServer {
                 started.cancel(out);
                 return Ok(Some(self.count(database, header)));
             }
+            if matches!(operation, Operation::Keys(..)) && number == 0 {
+                started.cancel(out);
+                return self.keys(frame, header).map(Some);
+            }
             if matches!(operation, Operation::Update(..)) && number == 0 {
                 started.cancel(out);
                 return self.update(frame, header).map(Some);
@@ -564,3 +600,6 @@ fn answer_of(reply: HintReply) -> Answer<'static> {
 }
 
 const TOO_BIG: Answer<'static> = Answer::Refused(Refusal::TooBig);
+
+/// Twice as many partitions as a coordinator asks for at once.
+const KEYS_WANTED_MAX: usize = 1_024;

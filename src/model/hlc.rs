@@ -121,6 +121,12 @@ impl Hlc {
         }
     }
 
+    /// How far ahead of the wall clock a reading may be.
+    #[must_use]
+    pub const fn drift_max(&self) -> Duration {
+        self.drift_max
+    }
+
     /// The next reading: greater than every one before it and every one observed.
     pub fn tick(&self, now: Millis) -> HlcTime {
         let wall = HlcTime::from_millis(now).0;
@@ -155,6 +161,13 @@ impl Hlc {
         self.check(seen, now)?;
         self.last.fetch_max(seen.0, Ordering::AcqRel);
         Ok(())
+    }
+
+    /// Goes back to the wall clock. Readings can be repeated then: whoever makes versions of them has
+    /// to do so under another name from before this on, and what was refused elsewhere has to go.
+    pub fn drop_to(&self, now: Millis) {
+        self.last
+            .store(HlcTime::from_millis(now).0, Ordering::Release);
     }
 
     /// Whether a reading is near enough to the wall clock to be adopted.
@@ -213,6 +226,15 @@ mod tests {
             })
         );
         assert!(clock.tick(now) < seen);
+    }
+
+    #[test]
+    fn a_clock_that_ran_ahead_is_dropped_to_the_wall_clock() {
+        let clock = Hlc::new(DRIFT);
+        let future = clock.tick(Millis(3_600_000));
+        assert!(clock.tick(Millis(1_000)) > future);
+        clock.drop_to(Millis(1_000));
+        assert_eq!(clock.tick(Millis(1_000)).millis(), Millis(1_000));
     }
 
     #[test]

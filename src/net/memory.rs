@@ -30,6 +30,7 @@ struct State {
     services: BTreeMap<NodeTag, Arc<dyn PeerService>>,
     /// From, to.
     cut: BTreeSet<(NodeTag, NodeTag)>,
+    unconnected: BTreeSet<NodeTag>,
 }
 
 /// One node's end of a [`MemoryNetwork`].
@@ -74,6 +75,15 @@ impl MemoryNetwork {
         self.lock().cut.remove(&(from, to));
     }
 
+    /// This node has no connections, so that its calls are refused at once; or has them again.
+    pub fn set_connected(&self, node: NodeTag, is_connected: bool) {
+        let unconnected = &mut self.lock().unconnected;
+        match is_connected {
+            true => unconnected.remove(&node),
+            false => unconnected.insert(node),
+        };
+    }
+
     fn service(&self, from: NodeTag, to: NodeTag) -> Option<Arc<dyn PeerService>> {
         let state = self.lock();
         let is_cut = state.cut.contains(&(from, to));
@@ -109,6 +119,9 @@ impl Transport for MemoryTransport {
         deadline: Instant,
         sink: Box<dyn ReplySink>,
     ) -> Result<(), CallError> {
+        if self.network.lock().unconnected.contains(&self.from) {
+            return Err(CallError::Unreachable);
+        }
         let header = RequestHeader {
             id: 0,
             budget_ms: 0,

@@ -13,17 +13,21 @@
 //! was acknowledged is lost while at most n - majority homes of a key are without their memory at
 //! the same time.
 //!
+//! When nodes join, homes change: who was a home until then, and was sure, counts like a home that is,
+//! for what it holds it has not lost.
+//!
 //! In a ring of so few nodes that there are not even so many others, nobody is sure. A node that has
 //! lost its disk as well starts as if it were the first of a new cluster: that it finds nobody to ask
 //! does not mean that there is nobody.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde_bytes::Bytes as ByteSlice;
 use tokio::sync::{oneshot, watch};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{debug, info, warn};
 
 use super::replica::{Replica, Written};
@@ -34,7 +38,6 @@ use crate::ring::View;
 use crate::wire::{Answer, FrameError, FrameReader, Operation, WireRecord};
 
 /// What the task of one node needs.
-#[derive(Debug)]
 pub struct CatchUp {
     /// This node.
     pub self_tag: NodeTag,
@@ -50,6 +53,19 @@ pub struct CatchUp {
     pub hasher: KeyHasher,
     /// Calls to peers.
     pub transport: Arc<dyn Transport>,
+    /// Not before this moment: a write that an earlier life of this node has acknowledged may be on its
+    /// way to the homes that are copied from for as long as a request takes.
+    pub begins_at: Instant,
+    /// Whether there is memory for what is to be copied.
+    pub has_room: Box<dyn Fn() -> bool + Send + Sync>,
+}
+
+impl fmt::Debug for CatchUp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CatchUp")
+            .field("self_tag", &self.self_tag)
+            .finish_non_exhaustive()
+    }
 }
 
 /// What is still to be copied.
@@ -59,6 +75,9 @@ struct Progress {
     /// lost its disk learns of the members one by one, and whoever seems to be a home of a partition
     /// meanwhile need not be.
     ring: u64,
+    /// The other nodes that hold data and can be reached: those that are no homes of a partition may
+    /// have been until nodes joined.
+    holders: BTreeSet<NodeTag>,
     homes: BTreeMap<PartitionId, Copying>,
 }
 
@@ -75,10 +94,27 @@ struct Copying {
 }
 
 impl Copying {
-    fn is_done(&self, n: u8) -> bool {
-        let has_all = self.copied.len() == self.others.len();
+    /// Where several nodes join at once, all homes of a partition may be new: none of them holds
+    /// anything, and who does is no home any more. So it takes enough that are sure, former homes
+    /// among them, or all homes and all others.
+    fn is_done(&self, n: u8, holders: &BTreeSet<NodeTag>) -> bool {
+        let has_all = self.has_all_homes() && holders.is_subset(&self.copied);
         let is_known = self.others.len() >= enough(n);
         is_known && (has_all || self.sure.len() >= enough(n))
+    }
+
+    fn has_all_homes(&self) -> bool {
+        self.others.is_subset(&self.copied)
+    }
+
+    /// Who is to be asked now: the other homes, and once they have shown everything, all others.
+    fn missing<'a>(&'a self, holders: &'a BTreeSet<NodeTag>) -> impl Iterator<Item = NodeTag> + 'a {
+        let from = if self.has_all_homes() {
+            holders
+        } else {
+            &self.others
+        };
+        from.difference(&self.copied).copied()
     }
 }
 
@@ -93,11 +129,24 @@ impl CatchUp {
     pub async fn run(mut self) {
         let mut progress = Progress::default();
         let mut pause = PAUSE_MIN;
+        let mut view = self.view.clone();
+        // Whoever joins must know at once of which partitions it is a home no more.
+        let begins_at = match enough(self.n) {
+            // Nobody to copy from.
+            0 => self.env.clock.monotonic(),
+            _ => self.begins_at,
+        };
+        while timeout_at(begins_at, view.changed())
+            .await
+            .is_ok_and(|changed| changed.is_ok())
+        {
+            self.follow(&Arc::clone(&view.borrow_and_update()), &mut progress);
+        }
         loop {
             let view = Arc::clone(&self.view.borrow_and_update());
             self.follow(&view, &mut progress);
             let before = progress.homes.len();
-            if before > 0 {
+            if before > 0 && !self.waits_for_room() {
                 self.copy(&mut progress).await;
             }
             if before > 0 && progress.homes.is_empty() {
@@ -119,14 +168,34 @@ impl CatchUp {
         }
     }
 
+    /// Whether there is no memory for more records. The node stays incomplete until there is, and serves
+    /// what it holds.
+    fn waits_for_room(&self) -> bool {
+        let waits = !(self.has_room)();
+        if self.replica.set_waiting_for_room(waits) {
+            match waits {
+                true => warn!(
+                    "copies nothing more from other homes: memory is nearly as much as it may be \
+                     (quorate_process_memory_limit_bytes)"
+                ),
+                false => info!("goes on copying from other homes: there is memory for it"),
+            }
+        }
+        waits
+    }
+
     /// Takes over who the homes are now.
     fn follow(&self, view: &View, progress: &mut Progress) {
         progress.ring = view.version();
+        let members = view.members().iter();
+        let holders = members.filter(|member| {
+            member.reachable && member.tag != self.self_tag && view.homes_held(member.tag) > 0
+        });
+        progress.holders = holders.map(|member| member.tag).collect();
         for partition in view.params().partitions.all() {
             let homes = view.homes(partition);
             if !homes.contains(&self.self_tag) {
-                self.replica
-                    .set_sure(partition, false, self.env.clock.wall());
+                self.replica.set_former(partition);
                 progress.homes.remove(&partition);
                 continue;
             }
@@ -148,8 +217,9 @@ impl CatchUp {
 
     fn conclude(&self, progress: &mut Progress) {
         let n = self.n;
+        let holders = &progress.holders;
         progress.homes.retain(|&partition, copying| {
-            let is_done = copying.is_done(n);
+            let is_done = copying.is_done(n, holders);
             if is_done {
                 if !copying.others.is_empty() && copying.sure.is_empty() {
                     debug!(partition = partition.0, "no other home was sure either");
@@ -168,7 +238,7 @@ impl CatchUp {
             let mut calls = Vec::new();
             let mut wanted: BTreeMap<NodeTag, Vec<PartitionId>> = BTreeMap::new();
             for (&partition, copying) in &progress.homes {
-                for &home in copying.others.difference(&copying.copied) {
+                for home in copying.missing(&progress.holders) {
                     let partitions = wanted.entry(home).or_default();
                     if partitions.len() < PARTITIONS_A_CALL {
                         partitions.push(partition);
@@ -193,7 +263,7 @@ impl CatchUp {
                 }
             }
             self.conclude(progress);
-            if !has_moved {
+            if !has_moved || self.waits_for_room() {
                 return;
             }
         }
@@ -348,3 +418,41 @@ const PARTITIONS_A_CALL: usize = 32;
 const CALL_MAX: Duration = Duration::from_secs(1);
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(2);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tags(tags: &[u64]) -> BTreeSet<NodeTag> {
+        tags.iter().map(|&tag| NodeTag(tag)).collect()
+    }
+
+    #[test]
+    fn new_homes_are_not_done_with_each_other_while_a_former_home_was_not_asked() {
+        // Homes 4, 5 and 6 are new; 1 to 3 were the homes. This is 4.
+        let holders = tags(&[1, 2, 3, 5, 6]);
+        let mut copying = Copying {
+            others: tags(&[5, 6]),
+            copied: tags(&[5, 6]),
+            ..Copying::default()
+        };
+        assert!(!copying.is_done(3, &holders));
+        assert_eq!(
+            copying.missing(&holders).collect::<BTreeSet<_>>(),
+            tags(&[1, 2, 3])
+        );
+        copying.copied.insert(NodeTag(1));
+        copying.sure.insert(NodeTag(1));
+        assert!(!copying.is_done(3, &holders));
+        copying.copied.insert(NodeTag(3));
+        copying.sure.insert(NodeTag(3));
+        assert!(copying.is_done(3, &holders));
+        // Nobody holds anything: a new cluster.
+        let copying = Copying {
+            others: tags(&[5, 6]),
+            copied: tags(&[1, 2, 3, 5, 6]),
+            ..Copying::default()
+        };
+        assert!(copying.is_done(3, &holders));
+    }
+}

@@ -45,12 +45,25 @@ impl Hedging {
         let mut peers = self.peers();
         let peer = peers.entry(peer).or_default();
         peer.latency.add(took);
-        peer.silent_since = None;
+        (peer.silent_since, peer.unreachable) = (None, None);
     }
 
     /// A peer has answered something whose time tells nothing of the peer alone.
     pub(super) fn on_sign(&self, peer: NodeTag) {
         self.peers().entry(peer).or_default().silent_since = None;
+    }
+
+    /// There is no connection to a peer that was to be asked; whether that is so for a short time
+    /// only, so that one is likely to be made within the time of a request.
+    pub(super) fn on_unreachable(&self, peer: NodeTag, now: Instant) -> bool {
+        let mut peers = self.peers();
+        let peer = peers.entry(peer).or_default();
+        let known = peer
+            .unreachable
+            .filter(|known| now < known.last + UNREACHABLE_NEWS);
+        let since = known.map_or(now, |known| known.since);
+        peer.unreachable = Some(Unreachable { since, last: now });
+        now.saturating_duration_since(since) < UNREACHABLE_NEWS
     }
 
     /// Those who have said nothing for longer than they usually take, although they were asked:
@@ -113,6 +126,14 @@ struct Peer {
     latency: Percentile,
     /// When it was first asked something after its last answer.
     silent_since: Option<Instant>,
+    unreachable: Option<Unreachable>,
+}
+
+/// For how long there was no connection to a peer, as far as there was one wanted.
+#[derive(Debug, Clone, Copy)]
+struct Unreachable {
+    since: Instant,
+    last: Instant,
 }
 
 /// A running estimate of the 95th percentile, in microseconds: each sample moves it a little, up
@@ -152,6 +173,8 @@ const SLOW_MIN: Duration = Duration::from_millis(1);
 /// Before anything is known, and at most.
 const SLOW_MAX: Duration = Duration::from_millis(50);
 const STEP: f64 = 1.0 / 16.0;
+/// Whoever is back from a start or a pause is connected to well within this time.
+const UNREACHABLE_NEWS: Duration = Duration::from_secs(5);
 const LATE_FACTOR: u32 = 4;
 const LATE_MIN: Duration = Duration::from_millis(25);
 const LATE_MAX: Duration = Duration::from_millis(200);
@@ -193,5 +216,22 @@ mod tests {
         assert_eq!(hedging.slow_after([fast].into_iter()), SLOW_MIN);
         let both = hedging.slow_after([fast, slow].into_iter());
         assert!((Duration::from_millis(7)..Duration::from_millis(10)).contains(&both));
+    }
+
+    #[test]
+    fn what_is_unreachable_for_seconds_is_no_news() {
+        use crate::env::{Clock, SystemClock};
+        let hedging = Hedging::default();
+        let (peer, start) = (NodeTag(1), SystemClock.monotonic());
+        let at = |ms| start + Duration::from_millis(ms);
+        for ms in (0..5_000).step_by(500) {
+            assert!(hedging.on_unreachable(peer, at(ms)), "{ms}");
+        }
+        assert!(!hedging.on_unreachable(peer, at(5_000)));
+        assert!(!hedging.on_unreachable(peer, at(9_900)));
+        // Nobody asked for it meanwhile, or it has answered.
+        assert!(hedging.on_unreachable(peer, at(15_000)));
+        hedging.on_answer(peer, Duration::from_millis(1));
+        assert!(hedging.on_unreachable(peer, at(21_000)));
     }
 }

@@ -1,11 +1,14 @@
 //! A node's own doings: it coordinates requests and is a replica for others.
 
+pub mod agreed_clock;
 pub mod anti_entropy;
 pub mod catch_up;
 pub mod clock_probe;
+pub mod clock_verdict;
 pub mod coordinator;
 pub mod handoff;
 mod hedging;
+pub mod key_pages;
 pub mod membership;
 mod pace;
 mod peer_clocks;

@@ -14,7 +14,7 @@ use crate::model::{
     RecordRef, Stamp, Summary, Version,
 };
 use crate::ring::Partitions;
-use crate::store::{Accepted, Applied, ExpiryChange, Promised, Proposal, Store};
+use crate::store::{Accepted, Applied, ExpiryChange, Promised, Proposal, ScanSlice, Store};
 use crate::wire::Refusal;
 
 /// The local copy, guarded by the rules that every write keeps, wherever it comes from.
@@ -26,6 +26,11 @@ pub struct Replica {
     standing: Standing,
     peer_clocks: PeerClocks,
     drift_refusals: AtomicU64,
+    /// How often the clock was dropped to the wall clock.
+    clock_drops: AtomicU64,
+    /// How far the clock is ahead of those of most peers, in milliseconds, while they refuse it.
+    refused_ahead_ms: AtomicU64,
+    waits_for_room: AtomicBool,
     /// Something that was held is lost.
     lost: Notify,
     /// A database was emptied.
@@ -40,6 +45,8 @@ pub struct Replica {
 #[derive(Debug)]
 pub struct Standing {
     is_sure: Box<[AtomicBool]>,
+    /// It was sure of these until it was no home any more.
+    was_sure: Box<[AtomicBool]>,
     votes_from: Option<Instant>,
 }
 
@@ -60,6 +67,7 @@ impl Standing {
         let new = |_| AtomicBool::new(is_sure);
         Self {
             is_sure: partitions.all().map(new).collect(),
+            was_sure: partitions.all().map(|_| AtomicBool::new(false)).collect(),
             votes_from: None,
         }
     }
@@ -113,6 +121,9 @@ impl Replica {
             standing,
             peer_clocks: PeerClocks::default(),
             drift_refusals: AtomicU64::new(0),
+            clock_drops: AtomicU64::new(0),
+            refused_ahead_ms: AtomicU64::new(0),
+            waits_for_room: AtomicBool::new(false),
             lost: Notify::new(),
             flushed: Notify::new(),
         }
@@ -155,7 +166,41 @@ impl Replica {
                 self.store.raise_floor(partition, floor);
             }
             standing.store(is_sure, Ordering::Release);
+            if let Some(was_sure) = self.standing.was_sure.get(usize::from(partition.0)) {
+                was_sure.store(false, Ordering::Release);
+            }
         }
+    }
+
+    /// This node is no home of a partition any more.
+    pub fn set_former(&self, partition: PartitionId) {
+        let place = usize::from(partition.0);
+        if let (Some(is_sure), Some(was_sure)) = (
+            self.standing.is_sure.get(place),
+            self.standing.was_sure.get(place),
+        ) && is_sure.swap(false, Ordering::AcqRel)
+        {
+            was_sure.store(true, Ordering::Release);
+        }
+    }
+
+    /// Whether what it holds of a partition is all that it ever acknowledged of it, as a home of now or
+    /// until it was one no more.
+    #[must_use]
+    pub fn is_source(&self, partition: PartitionId) -> bool {
+        let was_sure = self.standing.was_sure.get(usize::from(partition.0));
+        self.is_sure(partition) || was_sure.is_some_and(|was| was.load(Ordering::Acquire))
+    }
+
+    /// Copying from other homes waits for memory, or no longer. Whether that is news.
+    pub fn set_waiting_for_room(&self, waits: bool) -> bool {
+        self.waits_for_room.swap(waits, Ordering::Relaxed) != waits
+    }
+
+    /// Whether copying from other homes waits for memory.
+    #[must_use]
+    pub fn is_waiting_for_room(&self) -> bool {
+        self.waits_for_room.load(Ordering::Relaxed)
     }
 
     /// Something of a partition is lost: it has to be copied again.
@@ -177,6 +222,16 @@ impl Replica {
         show: impl FnMut(&[u8], RecordRef<'_>) -> bool,
     ) -> Option<u64> {
         self.store.scan(partition, after, show)
+    }
+
+    /// Shows the records of several partitions of a group; see [`Store::scan_group`].
+    pub fn scan_group(
+        &self,
+        slices: &[ScanSlice],
+        show: impl FnMut(usize, &[u8], RecordRef<'_>) -> bool,
+        end: impl FnMut(usize, Option<u64>),
+    ) -> usize {
+        self.store.scan_group(slices, show, end)
     }
 
     /// This node's reading of the cluster's clock: what has ended is judged by it, so that no
@@ -360,6 +415,60 @@ impl Replica {
         Ok(self.store.change_expiry(key, expiry, now))
     }
 
+    /// How far this node's clock is ahead of those of most peers, if they refuse what it writes: it
+    /// must not coordinate then.
+    #[must_use]
+    pub fn refused_ahead_ms(&self) -> Option<u64> {
+        let ahead_ms = self.refused_ahead_ms.load(Ordering::Relaxed);
+        (ahead_ms > 0).then_some(ahead_ms)
+    }
+
+    /// Most peers refuse this node's clock, which is so far ahead, or no longer. Whether that is news.
+    pub fn set_refused(&self, ahead_ms: Option<u64>) -> bool {
+        let ahead_ms = ahead_ms.map_or(0, |ms| ms.max(1));
+        let before = self.refused_ahead_ms.swap(ahead_ms, Ordering::Relaxed);
+        (before == 0) != (ahead_ms == 0)
+    }
+
+    /// By whose name this node makes versions, where `writer` is that of this start. It changes when
+    /// the clock is dropped, so that no version is given twice.
+    #[must_use]
+    pub fn writer(&self, writer: NodeTag) -> NodeTag {
+        match self.clock_drops.load(Ordering::Acquire) {
+            0 => writer,
+            drops => NodeTag(writer.0.wrapping_add(drops.wrapping_mul(WRITER_STEP))),
+        }
+    }
+
+    /// Drops this node's clock to the wall clock, because peers have refused all that it has stamped.
+    /// What it holds of that itself goes, and is copied from other homes where it replaced something.
+    pub fn drop_clock(&self, wall: Millis) {
+        // First the name, so that no tick of the dropped clock is under the one before.
+        self.clock_drops.fetch_add(1, Ordering::AcqRel);
+        self.clock.drop_to(wall);
+        let last = Version {
+            hlc: HlcTime::from_millis(wall.saturating_add(self.clock.drift_max())),
+            node: NodeTag(u64::MAX),
+        };
+        for group in 0..self.store.groups() {
+            for partition in self.store.forget_after(group, last) {
+                self.set_lost(partition);
+            }
+        }
+    }
+
+    /// How far ahead of its clock a replica takes writes, in milliseconds.
+    #[must_use]
+    pub fn clock_drift_max_ms(&self) -> i64 {
+        i64::try_from(self.clock.drift_max().as_millis()).unwrap_or(i64::MAX)
+    }
+
+    /// Whether the clock is further ahead of the wall clock than peers would follow, and by how much.
+    #[must_use]
+    pub fn clock_ahead(&self, wall: Millis) -> Option<ClockDrift> {
+        self.clock.check(self.now(wall), wall).err()
+    }
+
     /// Writes refused because their clock was too far ahead.
     #[must_use]
     pub fn drift_refusals(&self) -> u64 {
@@ -383,3 +492,6 @@ impl Replica {
         Refusal::ClockDrift
     }
 }
+
+/// Odd: the names of one start do not repeat. (The golden ratio, in 64 bits.)
+const WRITER_STEP: u64 = 0x9e37_79b9_7f4a_7c15;

@@ -313,6 +313,14 @@ impl NodeStatus {
         if self.is_stopping.load(Ordering::Relaxed) {
             return Err("the node is being stopped".to_owned());
         }
+        if let Some(ahead_ms) = self.replica.refused_ahead_ms() {
+            return Err(format!(
+                "most nodes refuse this node's clock, which is {ahead_ms} ms ahead"
+            ));
+        }
+        if let Some(drift) = self.replica.clock_ahead(self.env.clock.wall()) {
+            return Err(format!("the hybrid clock is wrong: {drift}"));
+        }
         let view = self.coordinator.view();
         let quorum = self.coordinator.config().quorum;
         let need = usize::from(quorum.r().max(quorum.w()));

@@ -34,6 +34,7 @@ pub struct KeysTold {
     /// How many homes have told, of those that are sure and of all.
     counts: BTreeMap<PartitionId, (u8, u8)>,
     pages: BTreeMap<PartitionId, Vec<KeysPage>>,
+    bytes: usize,
 }
 
 /// The live keys of a partition.
@@ -53,7 +54,14 @@ impl KeysTold {
             need,
             counts: partitions.iter().map(|&p| (p, (0, 0))).collect(),
             pages: BTreeMap::new(),
+            bytes: 0,
         }
+    }
+
+    /// How much was told: keys and tombstones, in bytes.
+    #[must_use]
+    pub const fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// A home has told of these partitions.
@@ -64,6 +72,8 @@ impl KeysTold {
             };
             *all += 1;
             *sure += u8::from(told.is_sure);
+            let bytes = |(key, _): &(Bytes, Summary)| key.len() + SUMMARY_BYTES;
+            self.bytes += page.entries.iter().map(bytes).sum::<usize>();
             self.pages.entry(*partition).or_default().push(page);
         }
     }
@@ -119,6 +129,9 @@ impl KeysTold {
         }
     }
 }
+
+/// What is told of a key beside it, about.
+const SUMMARY_BYTES: usize = 32;
 
 #[cfg(test)]
 mod tests {

@@ -59,6 +59,44 @@ impl Store {
         is_news
     }
 
+    /// Forgets all of a group that is of a later version than this: nobody else has taken it. Which of
+    /// its partitions have lost something that way; promises are lost in all.
+    pub fn forget_after(&self, number: u16, last: Version) -> Vec<PartitionId> {
+        let mut of = self
+            .flushes
+            .of
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        for flush in of.iter_mut().filter(|flush| **flush > last) {
+            *flush = Version::default();
+        }
+        drop(of);
+        let Some(mut group) = self.groups.get_mut(&number) else {
+            return Vec::new();
+        };
+        let group = &mut *group;
+        let mut lost = Vec::new();
+        group.promises.forget_after(last);
+        group.table.retain(|place| {
+            let packed = group.slab.get(*place);
+            let is_later = packed.stamp().newest() > last;
+            if is_later {
+                self.count(Held::of(packed), Held::default());
+                lost.push(self.partition_of(self.hasher.hash(packed.key())));
+                group.slab.remove(*place);
+            }
+            !is_later
+        });
+        if !lost.is_empty() {
+            let cut = group.digests.cut();
+            self.recount(group, cut);
+            self.tidy(group);
+        }
+        lost.sort_unstable();
+        lost.dedup();
+        lost
+    }
+
     /// Up to which version each database was emptied.
     #[must_use]
     pub fn flushes(&self) -> [Version; Database::COUNT] {
@@ -150,6 +188,40 @@ mod tests {
             hlc: HlcTime(hlc),
             node: NodeTag(1),
         }
+    }
+
+    #[test]
+    fn what_a_wrong_clock_has_stamped_is_forgotten() {
+        let hasher = KeyHasher::new("test");
+        let limits = Limits {
+            partitions: 16,
+            tombstone_age: Duration::from_secs(600),
+        };
+        let store = Store::new(hasher, limits);
+        let key = |bytes: &'static [u8]| {
+            let hash = hasher.hash(bytes);
+            HashedKey {
+                bytes,
+                hash,
+                partition: store.partition_of(hash),
+            }
+        };
+        let put = |name, hlc| {
+            let record = Record::value(version(hlc), None, Bytes::from_static(b"v"));
+            store.apply(key(name), (&record).into(), Millis(1))
+        };
+        put(b"sane", 5);
+        put(b"future", 500);
+        store.flush(Database::default(), version(400));
+        assert_eq!(
+            store.forget_after(0, version(9)),
+            [key(b"future").partition]
+        );
+        assert!(store.summary(key(b"sane"), Millis(1)).is_some());
+        assert!(store.summary(key(b"future"), Millis(1)).is_none());
+        assert_eq!(store.keys(), 1);
+        let prior = Prior::default();
+        assert_eq!(put(b"future", 6), Applied::Applied { prior });
     }
 
     #[test]

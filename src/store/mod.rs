@@ -60,6 +60,15 @@ pub struct Limits {
     pub tombstone_age: Duration,
 }
 
+/// The part of a partition that is to be shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ScanSlice {
+    /// The partition.
+    pub partition: PartitionId,
+    /// From after this hash on.
+    pub after: Option<u64>,
+}
+
 /// What became of a write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Applied {
@@ -395,16 +404,57 @@ impl Store {
         after: Option<u64>,
         mut show: impl FnMut(&[u8], RecordRef<'_>) -> bool,
     ) -> Option<u64> {
-        let group = self.groups.get(&group_of(partition))?;
-        let is_wanted = |hash: u64| {
-            self.partition_of(hash) == partition && after.is_none_or(|after| hash > after)
+        let slice = ScanSlice { partition, after };
+        let mut next = None;
+        self.scan_group(
+            &[slice],
+            |_, key, record| show(key, record),
+            |_, n| next = n,
+        );
+        next
+    }
+
+    /// The same of several partitions of one group, under one lock and with one look at each record
+    /// of the group: of each slice `show` gets its number with its records, and `end` where to go on
+    /// once it is over. How many bytes of keys and headers were looked at.
+    pub fn scan_group(
+        &self,
+        slices: &[ScanSlice],
+        mut show: impl FnMut(usize, &[u8], RecordRef<'_>) -> bool,
+        mut end: impl FnMut(usize, Option<u64>),
+    ) -> usize {
+        let group = slices.first().map(|slice| group_of(slice.partition));
+        let Some(group) = group.and_then(|group| self.groups.get(&group)) else {
+            (0..slices.len()).for_each(|number| end(number, None));
+            return 0;
         };
-        let hashed = |packed: Packed<'_>| self.hasher.hash(packed.key());
-        let all = group.slab.iter().map(|packed| (hashed(packed), packed));
-        let mut found: Vec<_> = all.filter(|(hash, _)| is_wanted(*hash)).collect();
-        found.sort_unstable_by_key(|(hash, _)| *hash);
+        let mut of: Vec<Vec<(u64, Packed<'_>)>> = slices.iter().map(|_| Vec::new()).collect();
+        let mut looked_at = 0;
+        for packed in group.slab.iter() {
+            looked_at += packed.key().len() + HEADER_BYTES;
+            let hash = self.hasher.hash(packed.key());
+            let partition = self.partition_of(hash);
+            for (slice, found) in slices.iter().zip(&mut of) {
+                if slice.partition == partition && slice.after.is_none_or(|after| hash > after) {
+                    found.push((hash, packed));
+                }
+            }
+        }
+        for (number, mut found) in of.into_iter().enumerate() {
+            found.sort_unstable_by_key(|(hash, _)| *hash);
+            let next = self.show_in_order(&found, |key, record| show(number, key, record));
+            end(number, next);
+        }
+        looked_at
+    }
+
+    fn show_in_order(
+        &self,
+        found: &[(u64, Packed<'_>)],
+        mut show: impl FnMut(&[u8], RecordRef<'_>) -> bool,
+    ) -> Option<u64> {
         let mut last = None;
-        for (hash, packed) in found {
+        for &(hash, packed) in found {
             if let Some((shown, false)) = last
                 && shown != hash
             {
@@ -626,6 +676,8 @@ impl Hasher for GroupHasher {
     }
 }
 
+/// What looking at a record costs besides its key, as bytes.
+const HEADER_BYTES: usize = 32;
 /// What ends within this time from a cut on, or a round of epochs longer, is not worth a repair, and
 /// digests leave it out: longer than a cut is behind the clock.
 const ENDS_SOON_MS: u64 = 25_000;

@@ -117,6 +117,16 @@ impl Promises {
         kept.lineage.as_deref().filter(|_| kept.version == version)
     }
 
+    /// Drops what is of a later version than this, which nobody else has promised or taken.
+    pub(super) fn forget_after(&mut self, last: Version) {
+        self.floor = self.floor.min(last);
+        self.of_keys.retain(|_, kept| {
+            kept.promise = kept.promise.filter(|promise| *promise <= last);
+            let has_lineage = kept.lineage.is_some() && kept.version <= last;
+            kept.promise.is_some() || has_lineage
+        });
+    }
+
     /// Drops what nobody needs any more: a lineage answers whoever tries an update again, a promise
     /// keeps the way free for one that is under way.
     pub(super) fn expire(&mut self, now: Millis) {

@@ -4,6 +4,7 @@
 #![cfg(test)]
 
 mod edges;
+mod moments;
 mod sloppy;
 
 use std::sync::Arc;
@@ -54,6 +55,7 @@ struct Node {
     tag: NodeTag,
     clock: Arc<SkewedClock>,
     store: Arc<Store>,
+    replica: Arc<Replica>,
     coordinator: Coordinator,
     handoff: Arc<Handoff>,
     view: watch::Sender<Arc<View>>,
@@ -181,7 +183,7 @@ impl Ring {
             writer: id.writer_tag(incarnation),
             env,
             view: view.subscribe(),
-            replica,
+            replica: Arc::clone(&replica),
             clock: hlc,
             hasher: self.hasher,
             transport: Arc::new(self.network.transport(id.tag())),
@@ -194,6 +196,7 @@ impl Ring {
             tag: id.tag(),
             clock,
             store,
+            replica,
             coordinator,
             handoff,
             view,

@@ -437,6 +437,8 @@ impl Cluster {
             replica,
             hasher: self.hasher,
             transport: transport(),
+            begins_at: now() + REQUEST_MAX,
+            has_room: Box::new(|| true),
         };
         if self.breakage != Some(Breakage::CountAmnesiac) || node.epoch == 1 {
             env.tasks.spawn(catch_up.run());

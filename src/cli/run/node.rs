@@ -13,20 +13,21 @@ use tracing::{error, info, warn};
 use super::parts;
 use super::trust::TrustFiles;
 use crate::config::Settings;
-use crate::env::{Env, SchedulerWatch};
+use crate::env::{Clock, Env, SchedulerWatch};
 use crate::front::admin::{self, AdminDesk};
 use crate::front::certificates::CertificateWatch;
 use crate::front::channels::Channels;
-use crate::front::doctor::Doctor;
+use crate::front::doctor::{Doctor, memory_limit, resident_bytes};
 use crate::front::http;
 use crate::front::metrics::Metrics;
 use crate::front::peer_server::{PeerServer, Served};
 use crate::front::resp_server::{self, LocalFacts, NodeFacts, RespServer};
 use crate::model::{Epoch, Hlc, KeyHasher};
 use crate::net::{self, Credentials, Endpoint, utc_text};
+use crate::node::agreed_clock::AgreedClock;
 use crate::node::anti_entropy::{self, AntiEntropy, Responder};
 use crate::node::catch_up::CatchUp;
-use crate::node::clock_probe::ClockProbe;
+use crate::node::clock_probe::{self, ClockProbe};
 use crate::node::coordinator::{self, Coordinator, Parts};
 use crate::node::handoff::replay::Replay;
 use crate::node::handoff::{Handoff, Owed};
@@ -51,6 +52,22 @@ pub struct Node {
 impl Node {
     /// Starts a node in this environment.
     pub async fn start(settings: &Settings, env: &Env) -> anyhow::Result<Self> {
+        let agreed = AgreedClock::new(Arc::clone(&env.clock));
+        let machine = env;
+        let env = &Env {
+            clock: Arc::clone(&agreed) as Arc<dyn Clock>,
+            ..env.clone()
+        };
+        Self::assemble(settings, machine, env, agreed).await
+    }
+
+    /// `machine` has the clock of the machine, `env` the one that is agreed on.
+    async fn assemble(
+        settings: &Settings,
+        machine: &Env,
+        env: &Env,
+        agreed: Arc<AgreedClock>,
+    ) -> anyhow::Result<Self> {
         let started_at = env.clock.wall();
         let trust = TrustFiles::new(settings)?;
         let credentials = parts::credentials(settings, started_at)?;
@@ -59,7 +76,8 @@ impl Node {
             listen: settings.quic_listen,
             value_bytes_max,
         };
-        let endpoint = Endpoint::bind(&net_config, &credentials, env)?;
+        // Certificates go by the machine's clock.
+        let endpoint = Endpoint::bind(&net_config, &credentials, machine)?;
 
         let params = RingParams {
             cluster: settings.cluster.clone(),
@@ -92,7 +110,7 @@ impl Node {
         serve_peers(settings, env, peers, (&own, &coordinator));
         anti_entropy.start();
 
-        let clocks = clock_probe(settings, env, peers);
+        let clocks = clock_probe(settings, env, peers, (&own.replica, agreed));
         let status = NodeStatus {
             self_id: settings.node.clone(),
             started_at,
@@ -258,13 +276,16 @@ fn clock_probe(
     settings: &Settings,
     env: &Env,
     (membership, endpoint): (&Membership, &Endpoint),
+    (replica, agreed): (&Arc<Replica>, Arc<AgreedClock>),
 ) -> Arc<ClockProbe> {
-    let clocks = ClockProbe::new(
-        settings.node.tag(),
-        env.clone(),
-        membership.view(),
-        Arc::new(endpoint.clone()),
-    );
+    let clocks = ClockProbe::new(clock_probe::Parts {
+        self_tag: settings.node.tag(),
+        env: env.clone(),
+        view: membership.view(),
+        transport: Arc::new(endpoint.clone()),
+        replica: Arc::clone(replica),
+        agreed,
+    });
     env.tasks.spawn(Arc::clone(&clocks).run());
     clocks
 }
@@ -384,6 +405,8 @@ fn serve_peers(
         replica: Arc::clone(replica),
         hasher,
         transport: Arc::new(endpoint.clone()),
+        begins_at: env.clock.monotonic() + settings.request_timeout,
+        has_room: Box::new(has_room_for_records),
     };
     let replay = Replay {
         self_tag: settings.node.tag(),
@@ -490,6 +513,15 @@ impl NodeFacts for Facts {
             uptime_s: self.0.uptime_s(),
         }
     }
+}
+
+/// Whether there is memory to copy records into: near its limit the process would be killed, start
+/// again, copy again, and be killed again.
+fn has_room_for_records() -> bool {
+    let (Some(limit), Some(own)) = (memory_limit(), resident_bytes()) else {
+        return true;
+    };
+    own < limit / 10 * 9
 }
 
 /// Two gossip rounds or so: what others see of this node is about as old as that.

@@ -9,6 +9,7 @@ use serde_bytes::Bytes as ByteSlice;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
 
+use super::retries::Retries;
 use super::{Coordinator, Inner, RequestError};
 use crate::model::{Database, NodeTag, PartitionId, Version};
 use crate::net::{CallError, Lane, Operations, ReplySink, Response};
@@ -25,11 +26,14 @@ impl Coordinator {
     /// a majority of the homes of each partition has to hear it.
     pub async fn flush(&self, databases: &[Database]) -> Result<(), RequestError> {
         let inner = &self.0;
+        if let Some(ahead_ms) = inner.replica.refused_ahead_ms() {
+            return Err(RequestError::ClockRefused(ahead_ms));
+        }
         let view = self.view();
         let wall = inner.env.clock.wall();
         let up_to = Version {
             hlc: inner.clock.tick(wall),
-            node: inner.writer,
+            node: inner.replica.writer(inner.writer),
         };
         let mut operations = Operations::new(inner.clock.read(wall));
         for database in databases {
@@ -96,10 +100,22 @@ impl Coordinator {
     /// the last second is not counted again.
     pub async fn count(&self, database: Database) -> Result<u64, RequestError> {
         let inner = &self.0;
-        let now = inner.env.clock.monotonic();
-        if let Some(count) = inner.counted(database, now) {
-            return Ok(count);
+        let mut retries = Retries::new(inner);
+        loop {
+            let now = inner.env.clock.monotonic();
+            if let Some(count) = inner.counted(database, now) {
+                return Ok(count);
+            }
+            match self.count_now(database, now).await {
+                // Homes are about to be connected to, it may be.
+                Err(_) if retries.wait().await => {}
+                counted => return counted,
+            }
         }
+    }
+
+    async fn count_now(&self, database: Database, now: Instant) -> Result<u64, RequestError> {
+        let inner = &self.0;
         let view = self.view();
         let wall = inner.env.clock.wall();
         let mut operations = Operations::new(inner.clock.read(wall));

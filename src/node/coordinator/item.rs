@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use smallvec::SmallVec;
+use tokio::time::Instant;
 
 use super::{Action, Inner, Outcome, Request, RequestError};
 use crate::model::{
@@ -22,7 +23,35 @@ pub(super) struct Item {
     pub(super) is_local_only: bool,
     /// A replica would not take what the others hold, for the sake of an update under way.
     pub(super) is_in_the_way: bool,
+    /// Some home was not connected, or another than those of this ring was meant: it is worth a try a
+    /// moment later.
+    pub(super) is_to_retry: bool,
+    wanted: Wanted,
     pub(super) operation: Op,
+}
+
+/// How consistent a request is to be.
+#[derive(Debug, Clone, Copy)]
+struct Wanted {
+    level: Level,
+    is_sloppy: bool,
+}
+
+/// A request that is tried again, and what its earlier tries have left behind.
+pub(super) struct Again {
+    pub(super) request: Request,
+    earlier: Option<WriteOp>,
+    before: Option<(Stamp, Option<Millis>)>,
+}
+
+impl From<Request> for Again {
+    fn from(request: Request) -> Self {
+        Self {
+            request,
+            earlier: None,
+            before: None,
+        }
+    }
 }
 
 pub(super) enum Op {
@@ -53,8 +82,9 @@ pub(super) struct ExpireOp {
 pub(super) struct Start<'a> {
     pub(super) shared: &'a Inner,
     pub(super) view: &'a View,
-    /// The wall clock.
+    /// The wall clock, and the monotonic one.
     pub(super) wall: Millis,
+    pub(super) moment: Instant,
     /// The cluster's clock.
     pub(super) now: Millis,
     /// Who is owed hints.
@@ -62,13 +92,29 @@ pub(super) struct Start<'a> {
 }
 
 impl Item {
-    pub(super) fn new(start: &Start<'_>, request: Request) -> Self {
+    pub(super) fn new(start: &Start<'_>, again: Again) -> Self {
+        let Again {
+            request,
+            earlier,
+            before,
+        } = again;
+        let mut item = Self::of(start, request);
+        match (&mut item.operation, earlier) {
+            (Op::Write { op, .. }, Some(earlier)) => op.follow(&earlier),
+            (Op::Expire(op), _) => op.before = before,
+            _ => {}
+        }
+        item
+    }
+
+    fn of(start: &Start<'_>, request: Request) -> Self {
         let Start {
             shared,
             view,
             wall,
             now,
             owed,
+            ..
         } = *start;
         let Request {
             key,
@@ -79,9 +125,9 @@ impl Item {
         let HashedKey {
             hash, partition, ..
         } = shared.hashed(view, &key);
-        let is_sloppy = is_sloppy && level != Level::Linearizable;
+        let is_to_be_sloppy = is_sloppy && level != Level::Linearizable;
         let homes = Homes {
-            is_sloppy,
+            is_sloppy: is_to_be_sloppy,
             owed: owed_homes(owed, view.homes(partition)),
             ..Homes::of(shared, view, partition)
         };
@@ -91,7 +137,7 @@ impl Item {
         let writes = level.write(quorum, homes.in_zone()).count;
         let version = || Version {
             hlc: shared.clock.tick(wall),
-            node: shared.writer,
+            node: shared.replica.writer(shared.writer),
         };
         let write = |value, expires_at| {
             let plan = homes.write_plan(level, writes);
@@ -112,12 +158,17 @@ impl Item {
                 Op::Expire(ExpireOp::new(&homes, plan, Expiry { version, at }))
             }
         };
+        // Other homes may be known a moment later.
+        let is_to_retry = homes.count() < usize::from(reads.max(writes))
+            && shared.hedging.on_unreachable(shared.self_tag, start.moment);
         Self {
             key,
             hash,
             partition,
             is_local_only: level == Level::LocalQuorum && homes.in_zone() > 0,
             is_in_the_way: false,
+            is_to_retry,
+            wanted: Wanted { level, is_sloppy },
             operation,
         }
     }
@@ -168,6 +219,37 @@ impl Item {
             }
             Op::Write { op, .. } => matches!(op.outcome(), Some(Err(_))),
         }
+    }
+
+    /// The request, to be tried again; `None` when that is of no use.
+    pub(super) fn again(&self) -> Option<Again> {
+        if !self.is_to_retry || !self.has_failed() {
+            return None;
+        }
+        let (action, earlier, before) = match &self.operation {
+            Op::Read(op) if op.wants_record() => (Action::Get, None, None),
+            Op::Read(_) => (Action::Look, None, None),
+            Op::Write { op, payload } => {
+                let expires_at = payload.expires_at;
+                let action = match payload.value.clone() {
+                    Some(value) => Action::Set { value, expires_at },
+                    None => Action::Delete,
+                };
+                (action, Some(op.clone()), None)
+            }
+            Op::Expire(op) => (Action::Expire { at: op.expiry.at }, None, op.before),
+        };
+        let request = Request {
+            key: self.key.clone(),
+            action,
+            level: self.wanted.level,
+            is_sloppy: self.wanted.is_sloppy,
+        };
+        Some(Again {
+            request,
+            earlier,
+            before,
+        })
     }
 
     /// What the client is told. Every item has an outcome once the batch was waited for. `now`

@@ -12,14 +12,14 @@ use serde_bytes::Bytes as ByteSlice;
 use tokio::sync::mpsc;
 use tokio::time::timeout_at;
 
+use super::retries::Retries;
 use super::{Coordinator, Inner, RequestError};
 use crate::model::{Kind, NodeTag, PartitionId, Summary};
 use crate::net::{CallError, Lane, Operations, ReplySink, Response};
+use crate::node::key_pages::{KeysWanted, key_pages};
 use crate::protocol::{HomeTold, KeysPage, KeysTold};
 use crate::ring::View;
-use crate::wire::{
-    Answer, FrameError, FrameReader, Operation, PAGE_BYTES_MAX, RESPONSE_VALUES_BYTES_MAX,
-};
+use crate::wire::{Answer, FrameError, FrameReader, Operation};
 
 /// Keys, and where to go on.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -31,26 +31,41 @@ pub struct KeyPage {
 }
 
 impl Coordinator {
-    /// The keys from a cursor on, at least `count` of them unless these are all; 0 is the
-    /// beginning. Of every partition r homes are asked, and what the newest of them says counts.
+    /// Keys from a cursor on; 0 is the beginning. Of every partition r homes are asked, and what the
+    /// newest of them says counts.
+    ///
+    /// A page ends with `count` keys, or once its homes have told [`PAGE_TOLD_BYTES_MAX`] of keys and
+    /// tombstones, whatever it found: it may be empty and not the last.
     ///
     /// # Errors
     /// With a partition that has fewer homes to ask.
     pub async fn keys(&self, cursor: u64, count: usize) -> Result<KeyPage, RequestError> {
         let inner = &self.0;
-        let view = Arc::clone(&inner.view.borrow());
+        if let Some(ahead_ms) = inner.replica.refused_ahead_ms() {
+            return Err(RequestError::ClockRefused(ahead_ms));
+        }
         let mut page = KeyPage {
             keys: Vec::new(),
             next: cursor,
         };
+        let mut told_bytes = 0;
         let mut width = WIDTH_MIN;
         let limit = count.clamp(LIMIT_MIN, LIMIT_MAX);
+        let mut retries = Retries::new(inner);
         loop {
+            let view = Arc::clone(&inner.view.borrow());
             let partitions = from(&view, page.next, width);
-            page.next = inner
-                .take_keys(&view, &partitions, limit, &mut page)
-                .await?;
-            if page.next == 0 || page.keys.len() >= count {
+            let taken = inner
+                .take_keys(&view, &partitions, limit, (&mut page, &mut told_bytes))
+                .await;
+            match taken {
+                Ok(next) => page.next = next,
+                // Homes are about to be connected to, it may be.
+                Err(_) if retries.wait().await => continue,
+                Err(error) => return Err(error),
+            }
+            let is_full = page.keys.len() >= count || told_bytes >= PAGE_TOLD_BYTES_MAX;
+            if page.next == 0 || is_full {
                 return Ok(page);
             }
             // As many as an answer had room for; all of them: hardly anything is held.
@@ -79,9 +94,10 @@ impl Inner {
         view: &View,
         partitions: &[PartitionId],
         limit: usize,
-        page: &mut KeyPage,
+        (page, told_bytes): (&mut KeyPage, &mut usize),
     ) -> Result<u64, RequestError> {
         let told = self.ask_keys(view, partitions, page.next, limit).await;
+        *told_bytes += told.bytes();
         let now = self.replica.now(self.env.clock.wall()).millis();
         let count = view.params().partitions.count();
         for (place, &partition) in partitions.iter().enumerate() {
@@ -126,7 +142,6 @@ impl Inner {
         let after = |partition| after(view, partition, cursor);
         for (&home, partitions) in &wanted {
             if home == self.self_tag {
-                collected.on_told(partitions, self.own_keys(partitions, limit, &after));
                 continue;
             }
             let mut operations = Operations::new(self.replica.now(self.env.clock.wall()));
@@ -144,6 +159,18 @@ impl Inner {
                 .call(home, Lane::Foreground, &operations, deadline, sink);
         }
         drop(tell);
+        if let Some(partitions) = wanted.get(&self.self_tag) {
+            let own = |&partition: &PartitionId| KeysWanted {
+                partition,
+                after: after(partition),
+                limit,
+            };
+            let own: Vec<KeysWanted> = partitions.iter().map(own).collect();
+            let pages = key_pages(&self.replica, &own).await;
+            let is_sure = |&partition: &PartitionId| self.replica.is_sure(partition);
+            let is_sure = partitions.iter().take(pages.len()).all(is_sure);
+            collected.on_told(partitions, HomeTold { is_sure, pages });
+        }
         while !collected.is_enough() {
             match timeout_at(deadline, told.recv()).await {
                 Ok(Some((home, told))) => {
@@ -154,34 +181,6 @@ impl Inner {
             }
         }
         collected
-    }
-
-    fn own_keys(
-        &self,
-        partitions: &[PartitionId],
-        limit: usize,
-        after: &dyn Fn(PartitionId) -> Option<u64>,
-    ) -> HomeTold {
-        let (mut pages, mut bytes) = (Vec::new(), 0);
-        for &partition in partitions {
-            // As much as others would answer.
-            if bytes > RESPONSE_VALUES_BYTES_MAX {
-                break;
-            }
-            let (mut page, mut page_bytes) = (KeysPage::default(), 0);
-            page.next = self
-                .replica
-                .scan(partition, after(partition), |key, record| {
-                    page_bytes += key.len();
-                    let key = Bytes::copy_from_slice(key);
-                    page.entries.push((key, Summary::of(record)));
-                    page.entries.len() < limit && page_bytes < PAGE_BYTES_MAX
-                });
-            bytes += page_bytes;
-            pages.push(page);
-        }
-        let is_sure = partitions.iter().all(|&p| self.replica.is_sure(p));
-        HomeTold { is_sure, pages }
     }
 }
 
@@ -241,6 +240,8 @@ impl ReplySink for KeysSink {
 /// Partitions of the first question, and of the largest.
 const WIDTH_MIN: usize = 4;
 const WIDTH_MAX: usize = 512;
+/// What the homes tell for one page before it ends, in bytes: some ten thousand short keys.
+const PAGE_TOLD_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// Keys of a partition in one answer.
 const LIMIT_MIN: usize = 10;
 const LIMIT_MAX: usize = 1_000;

@@ -147,7 +147,7 @@ impl<'a> Local<'a> {
     fn stamp(&self) -> Version {
         Version {
             hlc: self.inner.clock.tick(self.wall),
-            node: self.inner.writer,
+            node: self.inner.replica.writer(self.inner.writer),
         }
     }
 

@@ -12,6 +12,7 @@ mod keyspace;
 mod local;
 mod outbox;
 mod reply;
+mod retries;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -131,6 +132,12 @@ pub enum RequestError {
         .0.got, .0.need, why(*.0)
     )]
     Write(QuorumNotMet),
+    /// Most peers refuse this node's clock, which is so many milliseconds ahead.
+    #[error(
+        "this node's clock is {0} ms ahead of that of most other nodes, which refuse its writes: use \
+         another node, and set the clock of this one right (max_clock_drift)"
+    )]
+    ClockRefused(u64),
 }
 
 /// Facts that the coordinator counts.
@@ -285,6 +292,11 @@ impl Coordinator {
             outcomes: Vec::with_capacity(requests.len()),
             sloppy_writes: 0,
         };
+        if let Some(ahead_ms) = self.0.replica.refused_ahead_ms() {
+            let refused = Outcome::Failed(RequestError::ClockRefused(ahead_ms));
+            ran.outcomes.resize(requests.len(), refused);
+            return ran;
+        }
         let mut rest = requests;
         while !rest.is_empty() {
             let later = rest.split_off(self.independent(&rest));

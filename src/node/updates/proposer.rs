@@ -416,7 +416,7 @@ impl Proposer {
         let parts = &self.0.parts;
         Version {
             hlc: parts.clock.tick(parts.env.clock.wall()),
-            node: parts.writer,
+            node: parts.replica.writer(parts.writer),
         }
     }
 

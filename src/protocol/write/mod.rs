@@ -47,7 +47,7 @@ pub struct WritePlan {
 }
 
 /// The write of one key.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct WriteOp {
     plan: WritePlan,
     /// The homes, then those who stand in for some of them, or did.
@@ -95,6 +95,15 @@ impl WriteOp {
             outcome: None,
             was_sloppy: false,
         }
+    }
+
+    /// This write is another try of one that too few homes have taken: what that one left is not
+    /// what this one replaces.
+    pub fn follow(&mut self, earlier: &Self) {
+        let known = earlier.versions.len().min(FOLLOWED_MAX);
+        let known = &earlier.versions[earlier.versions.len() - known..];
+        self.versions.insert_many(0, known.iter().copied());
+        self.prior = earlier.prior;
     }
 
     /// How many homes are written to.
@@ -385,6 +394,9 @@ impl WriteOp {
 /// Each new stamp costs a round trip; so many in a row mean that others write this key without
 /// end. The caller then learns that its write may or may not have taken effect.
 const VERSIONS_MAX: usize = 32;
+
+/// Versions of earlier tries that are remembered: a write may have many more of its own.
+const FOLLOWED_MAX: usize = 16;
 
 #[cfg(test)]
 mod tests;

@@ -5,6 +5,7 @@ mod ask;
 mod perform;
 mod stand_in;
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -13,10 +14,11 @@ use smallvec::SmallVec;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
-use super::item::{ExpireOp, Item, Op, Start};
+use super::item::{Again, ExpireOp, Item, Op, Start};
 use super::outbox::{Expected, Outbox, Parcel, What};
 use super::reply::Reply;
-use super::{Inner, Ran, Request};
+use super::retries::Retries;
+use super::{Inner, Outcome, Ran, Request};
 use crate::model::{HlcTime, Millis, NodeTag, PartitionId, Prior, Summary, Version};
 use crate::net::{CallError, Lane, ReplySink, Response};
 use crate::node::handoff::Owed;
@@ -52,8 +54,37 @@ struct Sample {
 }
 
 impl Batch {
-    /// Runs requests that may travel together to their outcomes.
+    /// Runs requests that may travel together to their outcomes. Those that found too few homes
+    /// connected are tried again until the deadline.
     pub(super) async fn run(shared: &Arc<Inner>, requests: Vec<Request>, ran: &mut Ran) {
+        let first = ran.outcomes.len();
+        let mut retries = Retries::new(shared);
+        let mut places: Vec<usize> = (first..first + requests.len()).collect();
+        let mut requests: Vec<Again> = requests.into_iter().map(Again::from).collect();
+        loop {
+            let tried = Self::attempt(shared, requests, retries.deadline()).await;
+            let is_again = !tried.again.is_empty() && retries.pause().await;
+            ran.sloppy_writes += tried.sloppy_writes;
+            for (number, (outcome, &place)) in tried.outcomes.into_iter().zip(&places).enumerate() {
+                if matches!(outcome, Outcome::Failed(_))
+                    && !(is_again && tried.again.contains_key(&number))
+                {
+                    count_failure(shared, tried.is_read[number]);
+                }
+                match ran.outcomes.get_mut(place) {
+                    Some(earlier) => *earlier = outcome,
+                    None => ran.outcomes.push(outcome),
+                }
+            }
+            if !is_again {
+                return;
+            }
+            places = tried.again.keys().map(|&number| places[number]).collect();
+            requests = tried.again.into_values().collect();
+        }
+    }
+
+    async fn attempt(shared: &Arc<Inner>, requests: Vec<Again>, deadline: Instant) -> Tried {
         let owed = Arc::clone(&shared.owed.borrow());
         let view = Arc::clone(&shared.view.borrow());
         let unanswered = requests.len();
@@ -63,6 +94,7 @@ impl Batch {
             shared,
             view: &view,
             wall,
+            moment: shared.env.clock.monotonic(),
             now: shared.clock.read(wall).millis(),
             owed: &owed,
         };
@@ -84,7 +116,6 @@ impl Batch {
             state: Mutex::new(state),
             answered: Notify::new(),
         });
-        let deadline = shared.env.clock.monotonic() + shared.config.timeout;
         batch.with_state(deadline, |batch, state| {
             (0..state.items.len()).for_each(|item| batch.start(state, item));
         });
@@ -95,9 +126,23 @@ impl Batch {
         let is_sloppy_write = |item: &&Item| {
             matches!(item.operation, Op::Write { .. } | Op::Expire(_)) && item.was_sloppy()
         };
-        ran.sloppy_writes += state.items.iter().filter(is_sloppy_write).count() as u64;
-        let outcomes = state.items.iter().map(|item| item.outcome(now));
-        ran.outcomes.extend(outcomes);
+        let again = state.items.iter().enumerate().filter_map(|(number, item)| {
+            // What was written after it must not be replaced by it.
+            let again = item
+                .again()
+                .filter(|_| !has_later_write(&state.items, number));
+            Some((number, again?))
+        });
+        Tried {
+            outcomes: state.items.iter().map(|item| item.outcome(now)).collect(),
+            is_read: state
+                .items
+                .iter()
+                .map(|item| matches!(item.operation, Op::Read(_)))
+                .collect(),
+            sloppy_writes: state.items.iter().filter(is_sloppy_write).count() as u64,
+            again: again.collect(),
+        }
     }
 
     async fn wait(self: &Arc<Self>, deadline: Instant) {
@@ -206,14 +251,20 @@ impl Batch {
         }
         // The sink is given away with the call: keep what is needed if the call is refused.
         let refused = sink.expected.clone();
-        if transport
-            .call(to, lane, &operations, deadline, Box::new(sink))
-            .is_err()
-        {
+        let called = transport.call(to, lane, &operations, deadline, Box::new(sink));
+        if let Err(error) = called {
+            let is_to_retry = error == CallError::Unreachable && self.is_missed_for_a_moment(to);
             for expected in refused {
+                state.items[expected.item].is_to_retry |= is_to_retry;
                 self.on_reply(state, expected, Reply::Failed(None));
             }
         }
+    }
+
+    /// Whether a peer without a connection is likely to have one within the time of a request.
+    fn is_missed_for_a_moment(&self, peer: NodeTag) -> bool {
+        let now = self.shared.env.clock.monotonic();
+        self.shared.hedging.on_unreachable(peer, now)
     }
 
     fn on_slow(&self, state: &mut State, item: usize) {
@@ -246,19 +297,20 @@ impl Batch {
         state.unanswered -= 1;
         let stats = &self.shared.stats;
         let item = &state.items[item];
+        if item.has_failed() {
+            // Counted once it is not tried again.
+            return;
+        }
         let outcomes = match item.operation {
             Op::Read(_) => &stats.reads,
             Op::Write { .. } | Op::Expire(_) => &stats.writes,
         };
-        let outcome = match (item.has_failed(), item.was_sloppy()) {
-            (true, _) => &outcomes.not_met,
-            (false, true) => &outcomes.sloppy,
-            (false, false) => &outcomes.met,
+        let outcome = match item.was_sloppy() {
+            true => &outcomes.sloppy,
+            false => &outcomes.met,
         };
         count(outcome, 1);
-        if item.has_failed() {
-            count(&stats.quorums_not_met, 1);
-        } else if item.was_sloppy() {
+        if item.was_sloppy() {
             match &item.operation {
                 Op::Read(_) => count(&stats.sloppy_reads, 1),
                 Op::Write { .. } | Op::Expire(_) => count(&stats.sloppy_writes, 1),
@@ -386,7 +438,12 @@ impl ReplySink for CallSink {
             batch.shared.hedging.on_answer(to, took);
         }
         let mut malformed = Ok(());
+        let is_to_retry =
+            matches!(reply, Err(CallError::ConnectionLost)) && batch.is_missed_for_a_moment(to);
         batch.with_state(deadline, |batch, state| {
+            for expected in &expected {
+                state.items[expected.item].is_to_retry |= is_to_retry;
+            }
             let mut response = reply.ok();
             if let Some(response) = &response {
                 let replica = &batch.shared.replica;
@@ -408,6 +465,22 @@ impl ReplySink for CallSink {
         });
         malformed
     }
+}
+
+/// What came of one try of requests.
+struct Tried {
+    outcomes: Vec<Outcome>,
+    is_read: Vec<bool>,
+    sloppy_writes: u64,
+    /// Those worth another try, by their numbers.
+    again: BTreeMap<usize, Again>,
+}
+
+fn count_failure(shared: &Inner, is_read: bool) {
+    let stats = &shared.stats;
+    let outcomes = if is_read { &stats.reads } else { &stats.writes };
+    count(&outcomes.not_met, 1);
+    count(&stats.quorums_not_met, 1);
 }
 
 /// Those who cannot be reached, or do not answer although they were asked.

@@ -100,7 +100,7 @@ impl Batch {
             .map_err(|_drift| Refusal::ClockDrift)?;
         Ok(Version {
             hlc: clock.tick(now),
-            node: self.shared.writer,
+            node: self.shared.replica.writer(self.shared.writer),
         })
     }
 }
