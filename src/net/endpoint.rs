@@ -707,8 +707,8 @@ fn transport_config() -> TransportConfig {
         .keep_alive_interval(Some(KEEP_ALIVE))
         .initial_rtt(INITIAL_RTT)
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
-        .receive_window(VarInt::from_u32(4 * STREAM_WINDOW_BYTES))
-        .send_window(4 * u64::from(STREAM_WINDOW_BYTES))
+        .receive_window(VarInt::from_u32(LANES_MAX * STREAM_WINDOW_BYTES))
+        .send_window(u64::from(LANES_MAX * STREAM_WINDOW_BYTES))
         .max_concurrent_bidi_streams(VarInt::from_u32(LANES_MAX))
         .max_concurrent_uni_streams(VarInt::from_u32(GOSSIP_STREAMS_MAX))
         .datagram_receive_buffer_size(None);
@@ -745,8 +745,13 @@ const IDLE_MAX_MS: u32 = 2_000;
 const KEEP_ALIVE: Duration = Duration::from_millis(400);
 /// Sidecars share a data centre: without this the first lost packet of a handshake costs a second.
 const INITIAL_RTT: Duration = Duration::from_millis(50);
-/// Room for a value of the default limit in flight.
-const STREAM_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
+/// What one lane may have on its way or unread at the peer. It bounds how long a small request waits
+/// behind large ones: they share a socket, whose datagrams the peer takes in the order in which they
+/// came, and it takes some half a gigabyte a second. It bounds throughput too, to this much a round
+/// trip: 256 MB/s at 2 ms, more than a large value needs (see `time_budget`) up to 100 ms.
+///
+/// A connection's windows are those of all its lanes together: none of them is held up by another.
+const STREAM_WINDOW_BYTES: u32 = 512 * 1024;
 /// Three lanes from each side, and as many again while a connection is replaced.
 const LANES_MAX: u32 = 8;
 const GOSSIP_STREAMS_MAX: u32 = 64;

@@ -130,7 +130,7 @@ impl Transport for MemoryTransport {
         };
         let mut frame = Vec::new();
         let start = start_frame(&header, &mut frame);
-        frame.extend_from_slice(operations.encoded());
+        frame.extend_from_slice(&operations.encoded());
         finish_frame(start, &mut frame);
         let request = Bytes::from(frame).slice(crate::wire::LENGTH_BYTES..);
         let Self { network, from } = self.clone();

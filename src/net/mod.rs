@@ -44,5 +44,5 @@ pub use tls::{
 };
 pub use transport::{
     CallError, LARGE_BYTES, Lane, LateResponse, Operations, PeerService, ReplySink, Response,
-    Transport,
+    Transport, time_budget,
 };

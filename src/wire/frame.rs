@@ -47,6 +47,15 @@ pub fn encode(item: &impl Serialize, out: &mut Vec<u8>) {
     );
 }
 
+/// Appends one header or operation to what takes every byte: a writer that never fails.
+pub fn encode_to(item: &impl Serialize, out: &mut impl std::io::Write) {
+    let encoded = rmp_serde::encode::write(out, item);
+    debug_assert!(
+        encoded.is_ok(),
+        "wire types are always encodable: {encoded:?}"
+    );
+}
+
 /// Starts a frame at the end of `out`; what it returns goes to [`finish_frame`].
 #[must_use]
 pub fn start_frame(header: &impl Serialize, out: &mut Vec<u8>) -> usize {

@@ -9,8 +9,8 @@
 mod frame;
 
 pub use frame::{
-    FrameError, FrameReader, LENGTH_BYTES, ResponseFrame, encode, finish_frame, split_frame,
-    start_frame,
+    FrameError, FrameReader, LENGTH_BYTES, ResponseFrame, encode, encode_to, finish_frame,
+    split_frame, start_frame,
 };
 
 use serde::{Deserialize, Serialize};

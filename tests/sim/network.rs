@@ -431,7 +431,7 @@ fn frame(operations: &Operations) -> Bytes {
     };
     let mut frame = Vec::new();
     let start = start_frame(&header, &mut frame);
-    frame.extend_from_slice(operations.encoded());
+    frame.extend_from_slice(&operations.encoded());
     finish_frame(start, &mut frame);
     Bytes::from(frame).slice(LENGTH_BYTES..)
 }

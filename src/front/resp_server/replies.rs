@@ -185,7 +185,9 @@ pub(super) fn error_text(error: RequestError) -> String {
         RequestError::Update(UpdateError::Uncertain | UpdateError::AnswerLost) => {
             format!("UNCERTAIN {error}")
         }
-        RequestError::Update(UpdateError::Busy) => format!("BUSY {error}"),
+        RequestError::Update(UpdateError::Busy) | RequestError::Overloaded => {
+            format!("BUSY {error}")
+        }
         error => format!("NOQUORUM {error}"),
     }
 }

@@ -157,7 +157,7 @@ impl AntiEntropy {
             let mut operations = self.operations();
             let (mut asked, mut fetches) = (Vec::new(), 0);
             while let Some(next) = moves.front() {
-                let is_full = operations.encoded().len() >= FRAME_BYTES || fetches >= FETCHES;
+                let is_full = operations.bytes() >= FRAME_BYTES || fetches >= FETCHES;
                 if is_full {
                     break;
                 }
@@ -283,7 +283,7 @@ impl AntiEntropy {
             Ok(Err(error)) => return Err(error.to_string()),
             Err(_) => return Err("the answer was malformed".to_owned()),
         };
-        let bytes = (operations.encoded().len() + received) as u64;
+        let bytes = (operations.bytes() + received) as u64;
         let counter = match kind {
             Kind::Compare => &self.stats.compare_bytes,
             Kind::Records => &self.stats.record_bytes,

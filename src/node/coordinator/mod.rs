@@ -27,6 +27,7 @@ use tokio::sync::watch;
 use self::batch::Batch;
 pub use self::keyspace::KeyPage;
 pub use self::local::Local;
+use super::admission::Admission;
 use super::handoff::{Handoff, Owed};
 use super::hedging::Hedging;
 use super::replica::Replica;
@@ -46,7 +47,8 @@ use crate::update::{Change, Reply};
 pub struct Config {
     /// Copies kept, replies a read and acknowledgements a write needs.
     pub quorum: Quorum,
-    /// How long a request may take before it is answered with an error.
+    /// How long a small request may take before it is answered with an error; see
+    /// [`crate::net::time_budget`] of large ones.
     pub timeout: Duration,
 }
 
@@ -126,6 +128,9 @@ pub enum RequestError {
     /// An update was in the way of a read; it is read in another way.
     #[error("an update of the key was under way")]
     InTheWay,
+    /// More bytes of large requests wait than may.
+    #[error("too many bytes of large requests are waiting; nothing was changed")]
+    Overloaded,
     /// Too few replicas acknowledged a write.
     #[error(
         "{} of {} acknowledgements needed to write{}; the write may still take effect",
@@ -201,6 +206,7 @@ pub(super) struct Inner {
     pub(super) owed: watch::Receiver<Arc<Owed>>,
     pub(super) stats: CoordinatorStats,
     hedging: Arc<Hedging>,
+    admission: Admission,
     updater: Updater,
     counted: databases::Counted,
     staleness: StalenessMeter,
@@ -279,6 +285,7 @@ impl Coordinator {
             owed,
             stats,
             hedging,
+            admission: Admission::default(),
             updater,
             counted: databases::Counted::default(),
             staleness: StalenessMeter::default(),

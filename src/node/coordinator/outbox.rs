@@ -1,5 +1,7 @@
 //! What a batch has to say to its peers, one frame each.
 
+use bytes::Bytes;
+
 use crate::model::{NodeTag, Version};
 use crate::net::{LARGE_BYTES, Lane, Operations};
 use crate::wire::{Operation, RESPONSE_VALUES_BYTES_MAX};
@@ -33,13 +35,15 @@ pub(super) struct Parcel {
     pub(super) urgent: bool,
     /// It holds hints, and nothing else: their answers wait for a disk, others must not.
     pub(super) has_hints: bool,
+    /// It holds one operation with a large value.
+    is_large: bool,
     pub(super) operations: Operations,
     pub(super) expected: Vec<Expected>,
 }
 
 impl Parcel {
     pub(super) fn lane(&self) -> Lane {
-        match self.operations.encoded().len() {
+        match self.operations.bytes() {
             _ if !self.urgent => Lane::Bulk,
             LARGE_BYTES.. => Lane::Large,
             _ => Lane::Foreground,
@@ -60,13 +64,27 @@ impl Outbox {
         operation: &Operation<'_>,
         expected: Expected,
     ) {
+        self.push_sharing((to, urgent), operation, expected, &Bytes::new());
+    }
+
+    /// The same of an operation that holds `value`. A large one travels alone, and is not copied.
+    pub(super) fn push_sharing(
+        &mut self,
+        (to, urgent): (NodeTag, bool),
+        operation: &Operation<'_>,
+        expected: Expected,
+        value: &Bytes,
+    ) {
         let has_hints = matches!(operation, Operation::Hint(..) | Operation::HintExpiry(..));
+        let is_large = value.len() >= LARGE_BYTES;
         let fits = |parcel: &&mut Parcel| {
             parcel.to == to
                 && parcel.urgent == urgent
                 && parcel.has_hints == has_hints
+                && !is_large
+                && !parcel.is_large
                 // Below the size of a frame even with one more value of the longest kind.
-                && parcel.operations.encoded().len() < RESPONSE_VALUES_BYTES_MAX
+                && parcel.operations.bytes() < RESPONSE_VALUES_BYTES_MAX
         };
         let parcel = match self.0.iter_mut().find(fits) {
             Some(parcel) => parcel,
@@ -74,11 +92,12 @@ impl Outbox {
                 to,
                 urgent,
                 has_hints,
+                is_large,
                 operations: Operations::default(),
                 expected: Vec::new(),
             }),
         };
-        parcel.operations.push(operation);
+        parcel.operations.push_sharing(operation, value);
         parcel.expected.push(expected);
     }
 

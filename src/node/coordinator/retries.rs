@@ -20,9 +20,14 @@ pub(super) struct Retries<'a> {
 impl<'a> Retries<'a> {
     /// From now on, for as long as a request may take.
     pub(super) fn new(inner: &'a Inner) -> Self {
+        Self::within(inner, inner.config.timeout)
+    }
+
+    /// From now on, for so long.
+    pub(super) fn within(inner: &'a Inner, timeout: Duration) -> Self {
         Self {
             inner,
-            deadline: inner.env.clock.monotonic() + inner.config.timeout,
+            deadline: inner.env.clock.monotonic() + timeout,
             pause: PAUSE_MIN,
         }
     }

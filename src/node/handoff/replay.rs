@@ -227,7 +227,7 @@ impl Replay {
                 Missed::Expiry(expiry) => Operation::Expire(key, (*expiry).into()),
             });
         }
-        let bytes = operations.encoded().len() as u64;
+        let bytes = operations.bytes() as u64;
         let (tell, told) = oneshot::channel();
         let deadline = self.env.clock.monotonic() + CALL_MAX;
         let sink = Box::new(AcksSink {

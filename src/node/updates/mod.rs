@@ -287,7 +287,7 @@ impl Updater {
                 changes: ByteSlice::new(&changes),
             },
         ));
-        let lane = match operations.encoded().len() {
+        let lane = match operations.bytes() {
             LARGE_BYTES.. => Lane::Large,
             _ => Lane::Foreground,
         };

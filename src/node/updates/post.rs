@@ -78,7 +78,7 @@ fn send(parts: &Arc<Parts>, to: NodeTag, parcel: Parcel) {
     } = parcel;
     let env = &parts.env;
     operations.set_clock(parts.clock.read(env.clock.wall()));
-    let lane = match operations.encoded().len() {
+    let lane = match operations.bytes() {
         LARGE_BYTES.. => Lane::Large,
         _ => Lane::Foreground,
     };

@@ -1,9 +1,10 @@
 //! Questions to replicas: to peers through the outbox, to this node's own copy at once.
 
+use bytes::Bytes;
 use serde_bytes::Bytes as ByteSlice;
 
 use super::{Batch, Expected, Op, Reply, State, What, count};
-use crate::model::{Expiry, Kind, RecordRef, Summary};
+use crate::model::{Body, Expiry, Kind, RecordRef, Summary};
 use crate::protocol::{ReadOp, Told};
 use crate::wire::{Operation, Refusal};
 
@@ -129,11 +130,13 @@ impl Batch {
         if let Some(home) = stood_in_for {
             let is_urgent = op.outcome().is_none();
             let hint = Operation::Hint(home, key, record.into());
-            return outbox.push(to, is_urgent, &hint, expected);
+            let value = payload.value.as_ref().unwrap_or(&NO_VALUE);
+            return outbox.push_sharing((to, is_urgent), &hint, expected, value);
         }
         if to != self.shared.self_tag {
             let write = Operation::Write(key, record.into());
-            return outbox.push(to, true, &write, expected);
+            let value = payload.value.as_ref().unwrap_or(&NO_VALUE);
+            return outbox.push_sharing((to, true), &write, expected, value);
         }
         let written = if self.may_keep(version) {
             let key = items[item].hashed();
@@ -207,11 +210,14 @@ impl Batch {
             what: What::Repaired,
         };
         if home != self.shared.self_tag {
-            let write = Operation::Write(
-                ByteSlice::new(&items[item].key),
-                RecordRef::from(record).into(),
-            );
-            outbox.push(home, *unanswered > 0, &write, expected);
+            let key = ByteSlice::new(&items[item].key);
+            let write = Operation::Write(key, RecordRef::from(record).into());
+            let value = match &record.body {
+                Body::Value(value) => value,
+                Body::Tombstone => &NO_VALUE,
+            };
+            let to = (home, *unanswered > 0);
+            outbox.push_sharing(to, &write, expected, value);
             return;
         }
         let written = self
@@ -225,3 +231,5 @@ impl Batch {
         self.on_reply(state, expected, reply);
     }
 }
+
+static NO_VALUE: Bytes = Bytes::new();

@@ -18,9 +18,10 @@ use super::item::{Again, ExpireOp, Item, Op, Start};
 use super::outbox::{Expected, Outbox, Parcel, What};
 use super::reply::Reply;
 use super::retries::Retries;
-use super::{Inner, Outcome, Ran, Request};
+use super::{Action, Inner, Outcome, Ran, Request, RequestError};
 use crate::model::{HlcTime, Millis, NodeTag, PartitionId, Prior, Summary, Version};
-use crate::net::{CallError, Lane, ReplySink, Response};
+use crate::net::{CallError, Lane, ReplySink, Response, time_budget};
+use crate::node::admission::Admitted;
 use crate::node::handoff::Owed;
 use crate::node::hedging::late_after;
 use crate::protocol::WriteSample;
@@ -35,6 +36,10 @@ pub(super) struct Batch {
     owed: Arc<Owed>,
     /// Nodes that are not to be waited for.
     away: SmallVec<[NodeTag; 2]>,
+    /// How long it may take, by its size.
+    timeout: Duration,
+    /// Its turn among the large ones, until its last call has ended.
+    _admitted: Arc<Admitted>,
     state: Mutex<State>,
     answered: Notify,
 }
@@ -57,12 +62,26 @@ impl Batch {
     /// Runs requests that may travel together to their outcomes. Those that found too few homes
     /// connected are tried again until the deadline.
     pub(super) async fn run(shared: &Arc<Inner>, requests: Vec<Request>, ran: &mut Ran) {
+        let bytes = requests.iter().map(sent_bytes).sum();
+        let Ok(admitted) = shared.admission.admit(bytes, shared.config.timeout).await else {
+            let refused = Outcome::Failed(RequestError::Overloaded);
+            let refused = std::iter::repeat_n(refused, requests.len());
+            return ran.outcomes.extend(refused);
+        };
+        let admitted = Arc::new(admitted);
+        // Its time begins with its turn.
+        let timeout = time_budget(shared.config.timeout, bytes);
         let first = ran.outcomes.len();
-        let mut retries = Retries::new(shared);
+        let mut retries = Retries::within(shared, timeout);
         let mut places: Vec<usize> = (first..first + requests.len()).collect();
         let mut requests: Vec<Again> = requests.into_iter().map(Again::from).collect();
         loop {
-            let tried = Self::attempt(shared, requests, retries.deadline()).await;
+            let budget = Budget {
+                deadline: retries.deadline(),
+                timeout,
+                admitted: Arc::clone(&admitted),
+            };
+            let tried = Self::attempt(shared, requests, budget).await;
             let is_again = !tried.again.is_empty() && retries.pause().await;
             ran.sloppy_writes += tried.sloppy_writes;
             for (number, (outcome, &place)) in tried.outcomes.into_iter().zip(&places).enumerate() {
@@ -84,7 +103,8 @@ impl Batch {
         }
     }
 
-    async fn attempt(shared: &Arc<Inner>, requests: Vec<Again>, deadline: Instant) -> Tried {
+    async fn attempt(shared: &Arc<Inner>, requests: Vec<Again>, budget: Budget) -> Tried {
+        let deadline = budget.deadline;
         let owed = Arc::clone(&shared.owed.borrow());
         let view = Arc::clone(&shared.view.borrow());
         let unanswered = requests.len();
@@ -113,6 +133,8 @@ impl Batch {
             away: away(shared, &view),
             view,
             owed,
+            timeout: budget.timeout,
+            _admitted: budget.admitted,
             state: Mutex::new(state),
             answered: Notify::new(),
         });
@@ -151,7 +173,9 @@ impl Batch {
         }
         let begun = self.shared.env.clock.monotonic();
         let slow_after = self.slow_after();
-        let late_after = late_after(slow_after).min(self.shared.config.timeout / 4);
+        // A large value takes its time on its way to a peer that is well.
+        let transfer = self.timeout.saturating_sub(self.shared.config.timeout) / 2;
+        let late_after = transfer + late_after(slow_after).min(self.shared.config.timeout / 4);
         if self.answered_by((begun + slow_after).min(deadline)).await {
             return;
         }
@@ -234,7 +258,7 @@ impl Batch {
         operations.set_clock(self.clock());
         // What happens after the answer has a time of its own.
         let deadline = match state.unanswered {
-            0 => self.shared.env.clock.monotonic() + self.shared.config.timeout,
+            0 => self.shared.env.clock.monotonic() + self.timeout,
             _ => deadline,
         };
         let transport = &self.shared.transport;
@@ -432,7 +456,7 @@ impl ReplySink for CallSink {
             expected,
         } = *self;
         let now = batch.shared.env.clock.monotonic();
-        let deadline = now + batch.shared.config.timeout;
+        let deadline = now + batch.timeout;
         if is_timed && reply.is_ok() {
             let took = now.saturating_duration_since(sent);
             batch.shared.hedging.on_answer(to, took);
@@ -467,6 +491,13 @@ impl ReplySink for CallSink {
     }
 }
 
+/// How long an attempt may take, and its turn among the large ones.
+struct Budget {
+    deadline: Instant,
+    timeout: Duration,
+    admitted: Arc<Admitted>,
+}
+
 /// What came of one try of requests.
 struct Tried {
     outcomes: Vec<Outcome>,
@@ -481,6 +512,18 @@ fn count_failure(shared: &Inner, is_read: bool) {
     let outcomes = if is_read { &stats.reads } else { &stats.writes };
     count(&outcomes.not_met, 1);
     count(&stats.quorums_not_met, 1);
+}
+
+/// What of a request is sent to each home, nearly.
+const fn sent_bytes(request: &Request) -> usize {
+    match &request.action {
+        Action::Set { value, .. } => value.len(),
+        Action::Get
+        | Action::Look
+        | Action::Delete
+        | Action::Expire { .. }
+        | Action::Update(_) => 0,
+    }
 }
 
 /// Those who cannot be reached, or do not answer although they were asked.

@@ -145,7 +145,8 @@ impl Batch {
             expected,
             ..
         } = parcel;
-        let mut reader = FrameReader::new(operations.encoded());
+        let encoded = operations.encoded();
+        let mut reader = FrameReader::new(&encoded);
         let hints: Vec<NewHint<'_>> = expected
             .iter()
             .filter_map(|_| match reader.read().ok()? {
