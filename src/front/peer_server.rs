@@ -5,14 +5,14 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use serde_bytes::Bytes as ByteSlice;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Semaphore, oneshot, watch};
 
 use super::channels::Channels;
-use crate::env::Clock;
+use crate::env::{Clock, Tasks};
 use crate::model::{
     Database, HashedKey, KeyHasher, Millis, PartitionId, RecordRef, Summary, Version, check_key,
 };
-use crate::net::{LateResponse, PeerService};
+use crate::net::{LARGE_BYTES, LateResponse, PeerService};
 use crate::node::anti_entropy::Responder;
 use crate::node::handoff::{Handoff, HintReply, MissedRef, NewHint};
 use crate::node::key_pages::{KeysWanted, key_pages};
@@ -53,6 +53,9 @@ pub struct PeerServer {
     member_table: MemberTableSource,
     proposer: OnceLock<Proposer>,
     channels: OnceLock<Arc<Channels>>,
+    /// Bytes of large records that may be taken at the same time, in KiB.
+    taking: Arc<Semaphore>,
+    tasks: Tasks,
 }
 
 impl PeerServer {
@@ -82,6 +85,8 @@ impl PeerServer {
             member_table,
             proposer: OnceLock::new(),
             channels: OnceLock::new(),
+            taking: Arc::new(Semaphore::new(TAKING_KIB_MAX as usize)),
+            tasks: Tasks::new(),
         }
     }
 
@@ -313,6 +318,52 @@ impl PeerServer {
                 encode(&Answer::Updated(ByteSlice::new(&told)), &mut out);
             }
             frame.finish(false, &mut out);
+            out
+        }))
+    }
+
+    /// Takes a large record: on a thread that serves nobody, because it takes milliseconds. `None`:
+    /// as many bytes as may are being taken already.
+    fn write_large(
+        &self,
+        (frame, key): (&Bytes, &[u8]),
+        record: RecordRef<'_>,
+        (header, wall): (ResponseHeader, Millis),
+    ) -> Option<LateResponse> {
+        let kib = u32::try_from(frame.len() / 1024).unwrap_or(u32::MAX);
+        let kib = kib.min(TAKING_KIB_MAX);
+        let taking = Arc::clone(&self.taking);
+        let taking = taking.try_acquire_many_owned(kib).ok()?;
+        let (replica, hasher) = (Arc::clone(&self.replica), self.hasher);
+        let partitions = self.partitions;
+        let value = record.value.map(|value| frame.slice_ref(value));
+        let key = frame.slice_ref(key);
+        let (version, expiry) = (record.version, record.expiry);
+        let (kind, covers) = (record.kind, record.covers);
+        let write = move || {
+            let _taking = taking;
+            let hash = hasher.hash(&key);
+            let record = RecordRef {
+                version,
+                expiry,
+                value: value.as_deref(),
+                kind,
+                covers,
+            };
+            let key = HashedKey {
+                bytes: &key,
+                hash,
+                partition: partitions.of(hash),
+            };
+            replica.write_large(key, record, wall)
+        };
+        let tasks = self.tasks.clone();
+        Some(Box::pin(async move {
+            let written = tasks.compute(write).await.unwrap_or(Err(Refusal::Busy));
+            let mut out = Vec::new();
+            let frame = ResponseFrame::start(&header, &mut out);
+            encode(&written.map_or_else(Answer::Refused, to_answer), &mut out);
+            frame.finish(true, &mut out);
             out
         }))
     }
@@ -563,6 +614,21 @@ impl PeerService for PeerServer {
                 started.cancel(out);
                 return self.update(frame, header).map(Some);
             }
+            if let Operation::Write(key, record) = operation
+                && count == 1
+                && frame.len() >= LARGE_BYTES
+                && self.key(key).is_some()
+            {
+                let record = RecordRef::from(record);
+                let written = self.write_large((frame, key), record, (header, wall));
+                if let Some(late) = written {
+                    started.cancel(out);
+                    return Ok(Some(late));
+                }
+                // As many as may are being taken.
+                encode(&Answer::Refused(Refusal::Busy), out);
+                continue;
+            }
             let room = RESPONSE_VALUES_BYTES_MAX.saturating_sub(started.bytes(out));
             is_sure &= self.answer(operation, wall, room, out);
         }
@@ -603,3 +669,5 @@ const TOO_BIG: Answer<'static> = Answer::Refused(Refusal::TooBig);
 
 /// Twice as many partitions as a coordinator asks for at once.
 const KEYS_WANTED_MAX: usize = 1_024;
+/// 256 MiB of large records, from all peers together: beyond, a peer's write is answered with `Busy`.
+const TAKING_KIB_MAX: u32 = 256 * 1024;

@@ -357,11 +357,7 @@ pub(super) async fn serve_lane(
 }
 
 /// Appends what has come to `input`; `false` when no more will.
-async fn read_more(
-    stream: &mut RecvStream,
-    input: &mut BytesMut,
-    frame_bytes_max: usize,
-) -> bool {
+async fn read_more(stream: &mut RecvStream, input: &mut BytesMut, frame_bytes_max: usize) -> bool {
     // All that has arrived in one go and one copy: frames are then whole and in one piece,
     // wherever packets cut them.
     let mut chunks = [const { Bytes::new() }; CHUNKS_A_READ];

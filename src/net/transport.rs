@@ -294,7 +294,10 @@ mod tests {
         let second = Duration::from_secs(1);
         assert_eq!(time_budget(second, LARGE_BYTES - 1), second);
         let large = time_budget(second, 16 * 1024 * 1024);
-        assert!((Duration::from_secs(4)..Duration::from_secs(6)).contains(&large), "{large:?}");
+        assert!(
+            (Duration::from_secs(4)..Duration::from_secs(6)).contains(&large),
+            "{large:?}"
+        );
         assert!(time_budget(Duration::MAX, usize::MAX) == Duration::MAX);
     }
 }

@@ -128,7 +128,10 @@ mod tests {
 
     /// What a future has to say now.
     fn now<T>(future: &mut Pin<Box<impl Future<Output = T>>>) -> Option<T> {
-        match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+        match future
+            .as_mut()
+            .poll(&mut Context::from_waker(Waker::noop()))
+        {
             Poll::Ready(value) => Some(value),
             Poll::Pending => None,
         }

@@ -14,7 +14,9 @@ use crate::model::{
     RecordRef, Stamp, Summary, Version,
 };
 use crate::ring::Partitions;
-use crate::store::{Accepted, Applied, ExpiryChange, Promised, Proposal, ScanSlice, Store};
+use crate::store::{
+    Accepted, Applied, ExpiryChange, Promised, Proposal, ReadyRecord, ScanSlice, Store,
+};
 use crate::wire::Refusal;
 
 /// The local copy, guarded by the rules that every write keeps, wherever it comes from.
@@ -278,11 +280,21 @@ impl Replica {
     ) -> Result<Written, Refusal> {
         self.admit(record, wall)?;
         let now = self.now(wall).millis();
-        Ok(match self.store.apply(key, record, now) {
-            Applied::Applied { prior } => Written::Applied(prior),
-            Applied::Superseded { by } => Written::Superseded(by),
-            Applied::Promised { ballot } => Written::Promised(ballot),
-        })
+        Ok(written(self.store.apply(key, record, now)))
+    }
+
+    /// The same of a record with a large value: it is copied and its checksum computed before its
+    /// partition is locked. That takes milliseconds, so it is for a thread that serves nobody.
+    pub fn write_large(
+        &self,
+        key: HashedKey<'_>,
+        record: RecordRef<'_>,
+        wall: Millis,
+    ) -> Result<Written, Refusal> {
+        self.admit(record, wall)?;
+        let ready = ReadyRecord::new(key.bytes, record);
+        let now = self.now(wall).millis();
+        Ok(written(self.store.apply_ready(key, (record, ready), now)))
     }
 
     /// Takes a record if it replaces what has this stamp; whether it did.
@@ -495,3 +507,10 @@ impl Replica {
 
 /// Odd: the names of one start do not repeat. (The golden ratio, in 64 bits.)
 const WRITER_STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+fn written(applied: Applied) -> Written {
+    match applied {
+        Applied::Applied { prior } => Written::Applied(prior),
+        Applied::Superseded { by } => Written::Superseded(by),
+        Applied::Promised { ballot } => Written::Promised(ballot),
+    }
+}

@@ -31,6 +31,7 @@ use crate::model::{
 pub use compare::{Rolled, Scrubbed, States};
 use digests::{Digests, GROUP, Share};
 use flush::Flushes;
+pub use packed::ReadyRecord;
 use packed::{Layout, Packed};
 use promises::Promises;
 use slab::{Place, Slab};
@@ -151,14 +152,28 @@ impl Store {
             return Applied::Superseded { by };
         }
         let mut group = self.group_mut(key.partition);
-        self.apply_in(&mut group, key, record, now)
+        self.apply_in(&mut group, key, (record, None), now)
+    }
+
+    /// The same of a large record, packed already: without a copy.
+    pub fn apply_ready(
+        &self,
+        key: HashedKey<'_>,
+        (record, ready): (RecordRef<'_>, ReadyRecord),
+        now: Millis,
+    ) -> Applied {
+        if let Some(by) = self.flushes.passed_by(key.bytes, record.stamp()) {
+            return Applied::Superseded { by };
+        }
+        let mut group = self.group_mut(key.partition);
+        self.apply_in(&mut group, key, (record, Some(ready)), now)
     }
 
     fn apply_in(
         &self,
         group: &mut Group,
         key: HashedKey<'_>,
-        record: RecordRef<'_>,
+        (record, ready): (RecordRef<'_>, Option<ReadyRecord>),
         now: Millis,
     ) -> Applied {
         let Group {
@@ -179,7 +194,11 @@ impl Store {
                 if let Some(ballot) = too_old(None) {
                     return Applied::Promised { ballot };
                 }
-                vacant.insert(slab.insert(key.bytes, record));
+                let place = match ready {
+                    Some(ready) => slab.insert_long(ready.into_run(record.covers)),
+                    None => slab.insert(key.bytes, record),
+                };
+                vacant.insert(place);
                 let share = self.share(key.hash, record);
                 digests.change(at, None, share);
                 (
@@ -208,7 +227,7 @@ impl Store {
                 if packed.is_plain() && record.is_plain() {
                     // Most overwrites by far.
                     self.overwrite(digests, key, held.version, record.version);
-                    *place = slab.replace(*place, record);
+                    *place = put(slab, *place, (record, ready));
                     (prior, before, Held::new(key.bytes, record), None)
                 } else {
                     let share_before = self.share(key.hash, held);
@@ -216,7 +235,7 @@ impl Store {
                         covers: covers(record, held),
                         ..record
                     };
-                    *place = slab.replace(*place, record);
+                    *place = put(slab, *place, (record, ready));
                     let share = self.share(key.hash, record);
                     digests.change(at, Some(share_before), share);
                     (prior, before, Held::new(key.bytes, record), Some(share))
@@ -549,6 +568,17 @@ impl Held {
             tombstones: 1 - values,
             bytes: Layout::of(key, record).total() as u64,
         }
+    }
+}
+
+fn put(
+    slab: &mut Slab,
+    place: Place,
+    (record, ready): (RecordRef<'_>, Option<ReadyRecord>),
+) -> Place {
+    match ready {
+        Some(ready) => slab.replace_by_long(place, ready.into_run(record.covers)),
+        None => slab.replace(place, record),
     }
 }
 

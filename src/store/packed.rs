@@ -158,6 +158,32 @@ impl<'a> Packed<'a> {
     }
 }
 
+/// A record packed before it is taken: then taking it copies nothing, and the lock of its partition is
+/// held no longer than for a small one.
+#[derive(Debug)]
+pub struct ReadyRecord(Vec<u8>);
+
+impl ReadyRecord {
+    /// Packs a record: copies it and computes its checksum.
+    #[must_use]
+    pub fn new(key: &[u8], record: RecordRef<'_>) -> Self {
+        let layout = Layout::of(key, record);
+        let mut bytes = Vec::with_capacity(layout.total());
+        layout.write(key, record, &mut bytes);
+        Self(bytes)
+    }
+
+    /// The run of bytes; what it covers is known only when it is taken.
+    pub(super) fn into_run(self, covers: bool) -> Box<[u8]> {
+        let mut bytes = self.0;
+        if covers {
+            // The checksum is not over the flags.
+            bytes[0] |= COVERS;
+        }
+        bytes.into_boxed_slice()
+    }
+}
+
 /// Marks the record at the beginning of `bytes` as one that nothing points to any more.
 pub(super) fn kill(bytes: &mut [u8]) {
     let head = Head::of(bytes);

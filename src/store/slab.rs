@@ -105,13 +105,24 @@ impl Slab {
         }
         let mut bytes = Vec::with_capacity(layout.total());
         layout.write(key, record, &mut bytes);
+        self.insert_long(bytes.into_boxed_slice())
+    }
+
+    /// Adds a record that is packed already, in an allocation of its own.
+    pub(super) fn insert_long(&mut self, run: Box<[u8]>) -> Place {
         let rest = self.rest.get_or_insert_default();
         let index = rest.free_long.pop().map_or(rest.long.len(), |i| i as usize);
         if index == rest.long.len() {
             rest.long.push(None);
         }
-        rest.long[index] = Some(bytes.into_boxed_slice());
+        rest.long[index] = Some(run);
         Place::of_long(index)
+    }
+
+    /// Replaces the record at `place` by one of the same key that is packed already. Where that one is.
+    pub(super) fn replace_by_long(&mut self, place: Place, run: Box<[u8]>) -> Place {
+        self.remove(place);
+        self.insert_long(run)
     }
 
     /// Replaces the record at `place` by another of the same key. Where that one is.

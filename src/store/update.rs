@@ -90,7 +90,7 @@ impl Store {
         let is_same = self.find_in(group, key).map(|packed| packed.stamp()) == held;
         is_same
             && matches!(
-                self.apply_in(group, key, record, now),
+                self.apply_in(group, key, (record, None), now),
                 Applied::Applied { .. }
             )
     }
@@ -132,7 +132,7 @@ impl Store {
             let is_next_promised = next.is_some() && group.promises.of(key.hash) == next;
             return Accepted::Accepted { is_next_promised };
         }
-        match self.apply_in(group, key, record, now.millis()) {
+        match self.apply_in(group, key, (record, None), now.millis()) {
             Applied::Applied { .. } => {}
             Applied::Superseded { by } => {
                 let by = by.stamp.unwrap_or_default().newest();

@@ -16,6 +16,8 @@ mod history;
 #[cfg(test)]
 mod keyspace;
 #[cfg(test)]
+mod large;
+#[cfg(test)]
 mod operate;
 #[cfg(test)]
 mod repair;

@@ -27,7 +27,7 @@ use tokio::sync::watch;
 use self::batch::Batch;
 pub use self::keyspace::KeyPage;
 pub use self::local::Local;
-use super::admission::Admission;
+use super::admission::{Admission, Admitted, Overloaded};
 use super::handoff::{Handoff, Owed};
 use super::hedging::Hedging;
 use super::replica::Replica;
@@ -37,7 +37,7 @@ use crate::env::Env;
 use crate::model::{
     HashedKey, Hlc, KeyHasher, Kind, Level, Millis, NodeTag, PartitionId, Quorum, Stamp, Summary,
 };
-use crate::net::Transport;
+use crate::net::{LARGE_BYTES, Transport};
 use crate::protocol::QuorumNotMet;
 use crate::ring::View;
 use crate::update::{Change, Reply};
@@ -321,6 +321,11 @@ impl Coordinator {
             Batch::run(&self.0, requests, ran).await;
             return self.look_again(looks, &mut ran.outcomes[first..]).await;
         }
+        let Ok(_admitted) = self.admit_updates(&requests).await else {
+            let refused = Outcome::Failed(RequestError::Overloaded);
+            let refused = std::iter::repeat_n(refused, requests.len());
+            return ran.outcomes.extend(refused);
+        };
         let (mut pledges, mut others) = (Vec::new(), Vec::new());
         for request in requests {
             if is_update(&request) {
@@ -353,6 +358,27 @@ impl Coordinator {
                 None => ran.outcomes.extend(of_others.next()),
             }
         }
+    }
+
+    /// Waits until large updates among these may be begun.
+    async fn admit_updates(&self, requests: &[Request]) -> Result<Admitted, Overloaded> {
+        let (mut of_updates, mut of_others) = (0, 0);
+        for request in requests {
+            match &request.action {
+                Action::Update(change) => of_updates += change.bytes(),
+                Action::Set { value, .. } if is_update(request) => of_updates += value.len(),
+                Action::Set { value, .. } => of_others += value.len(),
+                Action::Get | Action::Look | Action::Delete | Action::Expire { .. } => {}
+            }
+        }
+        if of_others >= LARGE_BYTES {
+            // These are admitted by themselves: who has a turn must not wait for another.
+            return Ok(Admitted::default());
+        }
+        self.0
+            .admission
+            .admit(of_updates, self.0.config.timeout)
+            .await
     }
 
     /// Waits for an update.

@@ -1,10 +1,14 @@
 //! Questions to replicas: to peers through the outbox, to this node's own copy at once.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use serde_bytes::Bytes as ByteSlice;
+use tokio::time::Instant;
 
-use super::{Batch, Expected, Op, Reply, State, What, count};
-use crate::model::{Body, Expiry, Kind, RecordRef, Summary};
+use super::{Batch, Expected, Op, Parcel, Reply, State, What, count};
+use crate::model::{Body, Expiry, HashedKey, Kind, RecordRef, Summary};
+use crate::net::LARGE_BYTES;
 use crate::protocol::{ReadOp, Told};
 use crate::wire::{Operation, Refusal};
 
@@ -138,6 +142,13 @@ impl Batch {
             let value = payload.value.as_ref().unwrap_or(&NO_VALUE);
             return outbox.push_sharing((to, true), &write, expected, value);
         }
+        if let Some(value) = payload.value.as_ref()
+            && value.len() >= LARGE_BYTES
+        {
+            // Not at once: see [`Batch::write_here`].
+            let write = Operation::Write(key, record.into());
+            return outbox.push_sharing((to, true), &write, expected, value);
+        }
         let written = if self.may_keep(version) {
             let key = items[item].hashed();
             self.shared.replica.write(key, record, self.now())
@@ -149,6 +160,53 @@ impl Batch {
             Err(refusal) => Reply::Failed(Some(refusal)),
         };
         self.on_reply(state, expected, reply);
+    }
+
+    /// Writes a large value to this node's own copy: on a thread that serves nobody, because it takes
+    /// milliseconds, and answered like a peer's.
+    pub(super) fn write_here(self: &Arc<Self>, state: &State, parcel: &Parcel, deadline: Instant) {
+        for &expected in &parcel.expected {
+            let item = &state.items[expected.item];
+            // Nothing else is packed for this node itself but hints.
+            let (Op::Write { payload, .. }, What::Written(version)) =
+                (&item.operation, expected.what)
+            else {
+                continue;
+            };
+            let (bytes, value, at) = (item.key.clone(), payload.value.clone(), payload.expires_at);
+            let (hash, partition) = (item.hash, item.partition);
+            let (batch, may_keep, wall) = (Arc::clone(self), self.may_keep(version), self.now());
+            let replica = Arc::clone(&self.shared.replica);
+            let write = move || {
+                let record = RecordRef {
+                    version,
+                    expiry: Expiry { version, at },
+                    value: value.as_deref(),
+                    kind: Kind::String,
+                    covers: false,
+                };
+                let key = HashedKey {
+                    bytes: &bytes,
+                    hash,
+                    partition,
+                };
+                replica.write_large(key, record, wall)
+            };
+            self.shared.env.tasks.spawn(async move {
+                let written = match may_keep {
+                    true => batch.shared.env.tasks.compute(write).await,
+                    false => Some(Err(Refusal::ClockDrift)),
+                };
+                let reply = match written {
+                    Some(Ok(written)) => Reply::Written(written),
+                    Some(Err(refusal)) => Reply::Failed(Some(refusal)),
+                    None => Reply::Failed(None),
+                };
+                batch.with_state(deadline, |batch, state| {
+                    batch.on_reply(state, expected, reply);
+                });
+            });
+        }
     }
 
     pub(super) fn ask_expiry(

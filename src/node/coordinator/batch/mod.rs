@@ -244,8 +244,11 @@ impl Batch {
     }
 
     fn send(self: &Arc<Self>, state: &mut State, parcel: Parcel, deadline: Instant) {
-        if self.is_self(parcel.to) {
+        if self.is_self(parcel.to) && parcel.has_hints {
             return self.keep_here(parcel, deadline);
+        }
+        if self.is_self(parcel.to) {
+            return self.write_here(state, &parcel, deadline);
         }
         let lane = parcel.lane();
         let Parcel {
@@ -518,11 +521,9 @@ fn count_failure(shared: &Inner, is_read: bool) {
 const fn sent_bytes(request: &Request) -> usize {
     match &request.action {
         Action::Set { value, .. } => value.len(),
-        Action::Get
-        | Action::Look
-        | Action::Delete
-        | Action::Expire { .. }
-        | Action::Update(_) => 0,
+        Action::Get | Action::Look | Action::Delete | Action::Expire { .. } | Action::Update(_) => {
+            0
+        }
     }
 }
 
