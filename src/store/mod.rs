@@ -194,11 +194,7 @@ impl Store {
                 if let Some(ballot) = too_old(None) {
                     return Applied::Promised { ballot };
                 }
-                let place = match ready {
-                    Some(ready) => slab.insert_long(ready.into_run(record.covers)),
-                    None => slab.insert(key.bytes, record),
-                };
-                vacant.insert(place);
+                vacant.insert(insert(slab, key.bytes, (record, ready)));
                 let share = self.share(key.hash, record);
                 digests.change(at, None, share);
                 (
@@ -568,6 +564,17 @@ impl Held {
             tombstones: 1 - values,
             bytes: Layout::of(key, record).total() as u64,
         }
+    }
+}
+
+fn insert(
+    slab: &mut Slab,
+    key: &[u8],
+    (record, ready): (RecordRef<'_>, Option<ReadyRecord>),
+) -> Place {
+    match ready {
+        Some(ready) => slab.insert_long(ready.into_run(record.covers)),
+        None => slab.insert(key, record),
     }
 }
 

@@ -463,3 +463,26 @@ proptest! {
         }
     }
 }
+
+proptest! {
+    #[test]
+    fn a_record_packed_before_is_taken_as_any_other(
+        writes in prop::collection::vec((1u64..20, prop::option::of(900u64..2_000), any::<bool>(), any::<bool>()), 1..30),
+    ) {
+        let (copied, ready) = (store(), store());
+        for (hlc, ends, is_long, is_deleted) in writes {
+            let text = if is_long { "long ".repeat(20_000) } else { "short".to_owned() };
+            let mut record = Record::value(version(hlc), ends.map(Millis), Bytes::from(text));
+            if is_deleted {
+                record.body = Body::Tombstone;
+            }
+            let at = key(&ready, b"k");
+            let packed = ReadyRecord::new(b"k", (&record).into());
+            let applied = ready.apply_ready(at, ((&record).into(), packed), NOW);
+            prop_assert_eq!(put(&copied, b"k", &record), applied);
+            prop_assert_eq!(held(&copied, b"k", 0), held(&ready, b"k", 0));
+            prop_assert_eq!(copied.keys(), ready.keys());
+            prop_assert_eq!(copied.bytes(), ready.bytes());
+        }
+    }
+}
