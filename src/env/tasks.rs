@@ -95,14 +95,24 @@ impl Tasks {
                 turn.map_err(|_closed| ComputeError::Ended)?
             }
         };
-        if pool.is_inline {
-            return Ok(work());
-        }
-        let working = tokio::task::spawn_blocking(move || {
+        self.offload(move || {
             let done = work();
             drop(turn);
             done
-        });
+        })
+        .await
+    }
+
+    /// Runs work on a thread of its own that does not wait behind what others compute. Only for work
+    /// whose amount under way its caller bounds: copies of large values that were admitted, logins.
+    pub async fn offload<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, ComputeError> {
+        if self.pool.is_inline {
+            return Ok(work());
+        }
+        let working = tokio::task::spawn_blocking(work);
         let done = self.tracker.track_future(working).await;
         done.map_err(|_panicked| ComputeError::Ended)
     }

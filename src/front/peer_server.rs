@@ -359,7 +359,7 @@ impl PeerServer {
         };
         let tasks = self.tasks.clone();
         Some(Box::pin(async move {
-            let written = tasks.compute(write).await.unwrap_or(Err(Refusal::Busy));
+            let written = tasks.offload(write).await.unwrap_or(Err(Refusal::Busy));
             let mut out = Vec::new();
             let frame = ResponseFrame::start(&header, &mut out);
             encode(&written.map_or_else(Answer::Refused, to_answer), &mut out);

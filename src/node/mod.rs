@@ -1,7 +1,7 @@
 //! A node's own doings: it coordinates requests and is a replica for others.
 
-pub mod agreed_clock;
 mod admission;
+pub mod agreed_clock;
 pub mod anti_entropy;
 pub mod catch_up;
 pub mod clock_probe;

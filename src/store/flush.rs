@@ -81,7 +81,7 @@ impl Store {
             let packed = group.slab.get(*place);
             let is_later = packed.stamp().newest() > last;
             if is_later {
-                self.count(Held::of(packed), Held::default());
+                self.count(&mut group.total, Held::of(packed), Held::default());
                 lost.push(self.partition_of(self.hasher.hash(packed.key())));
                 group.slab.remove(*place);
             }

@@ -194,13 +194,13 @@ impl Batch {
             };
             self.shared.env.tasks.spawn(async move {
                 let written = match may_keep {
-                    true => batch.shared.env.tasks.compute(write).await,
-                    false => Some(Err(Refusal::ClockDrift)),
+                    true => batch.shared.env.tasks.offload(write).await,
+                    false => Ok(Err(Refusal::ClockDrift)),
                 };
                 let reply = match written {
-                    Some(Ok(written)) => Reply::Written(written),
-                    Some(Err(refusal)) => Reply::Failed(Some(refusal)),
-                    None => Reply::Failed(None),
+                    Ok(Ok(written)) => Reply::Written(written),
+                    Ok(Err(refusal)) => Reply::Failed(Some(refusal)),
+                    Err(_ended) => Reply::Failed(None),
                 };
                 batch.with_state(deadline, |batch, state| {
                     batch.on_reply(state, expected, reply);
