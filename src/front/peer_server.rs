@@ -151,7 +151,7 @@ impl PeerServer {
             Operation::Publish(..) | Operation::Flush(..) => {
                 encode(&self.hear(operation, wall), out);
             }
-            Operation::Promise(..) | Operation::Accept(..) => {
+            Operation::Promise(..) | Operation::Accept(..) | Operation::Release(..) => {
                 self.decide(operation, wall, room, out);
             }
             // They wait for the disk, or for other homes, or take a while: see `serve`.
@@ -216,7 +216,13 @@ impl PeerServer {
             Operation::Accept(key, proposal, ring) => {
                 encode(&self.accept(key, proposal, ring, wall), out);
             }
-            // It is asked for these two only.
+            Operation::Release(key, ballot) => {
+                if let Some(key) = self.key(key) {
+                    self.replica.release(key, from_wire(ballot));
+                }
+                encode(&Answer::Released, out);
+            }
+            // It is asked for these three only.
             _ => encode(&Answer::Refused(Refusal::NoVote), out),
         }
     }
@@ -275,6 +281,7 @@ impl PeerServer {
         let proposal = Proposal {
             record: proposal.record.into(),
             lineage: proposal.lineage,
+            base: proposal.base,
             next,
         };
         let moment = (wall, self.clock.monotonic());
@@ -405,8 +412,13 @@ impl PeerServer {
             coordinator: updates.coordinator,
             sequence: updates.sequence,
         };
-        let (begun, until) = (updates.begun, updates.until);
-        let updates = Updates { id, begun, changes };
+        let until = updates.until;
+        let updates = Updates {
+            id,
+            begun: updates.begun,
+            is_open: updates.is_open,
+            changes,
+        };
         Ok(proposer.submit(Bytes::copy_from_slice(key), updates, until))
     }
 

@@ -378,6 +378,11 @@ impl Replica {
         self.store.floor(key)
     }
 
+    /// A ballot that was promised is used for nothing; see [`Store::release`].
+    pub fn release(&self, key: HashedKey<'_>, ballot: Version) {
+        self.store.release(key, ballot);
+    }
+
     /// Takes the state that an update has made.
     pub fn accept(
         &self,

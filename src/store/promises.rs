@@ -4,12 +4,19 @@
 //! than a ballot, then has a majority take the new state under it. A promise stands beside the
 //! record and ends with the first record that is newer: that one's own version keeps out what is older.
 //!
-//! The table is bounded. What is dropped from it, and records that are freed, leave a *floor*: the
-//! newest ballot of which nothing is known any more. No ballot up to the floor is promised or taken.
+//! The table is bounded, in entries and in bytes. What is dropped from it, and records that are freed,
+//! leave a *floor*: the newest ballot of which nothing is known any more. No ballot up to the floor is
+//! promised or taken. A promise is dropped only when its ballot is so old that none like it is taken
+//! any more: a floor that followed the clock would keep out rounds that are under way.
+//!
+//! An update that changes nothing leaves a promise and no record that ends it. Whoever had it says so,
+//! and it is released: many of them must not fill the table. Under a promise there may be an older one
+//! of another proposer, which stands again then.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
+use super::update::oldest;
 use crate::model::{Millis, RecordRef, Stamp, Version};
 
 /// The promises of a group of partitions.
@@ -17,6 +24,8 @@ use crate::model::{Millis, RecordRef, Stamp, Version};
 pub(super) struct Promises {
     of_keys: BTreeMap<u64, Kept>,
     floor: Version,
+    /// Of all lineages.
+    lineage_bytes: usize,
 }
 
 /// What is kept beside a key's record, by the hash of the key.
@@ -24,11 +33,21 @@ pub(super) struct Promises {
 struct Kept {
     /// Nothing older is taken.
     promise: Option<Version>,
+    under: Under,
     /// The version of the record that `lineage` is of.
     version: Version,
     lineage: Option<Box<[u8]>>,
     /// When it was changed last, by the clock of versions.
     changed: Millis,
+}
+
+/// What was promised before the present promise, and may still be used.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Under {
+    #[default]
+    Nothing,
+    One(Version),
+    Several,
 }
 
 impl Promises {
@@ -74,8 +93,34 @@ impl Promises {
             }
         }
         let kept = self.of_keys.entry(key_hash).or_default();
+        kept.under = match (kept.promise, kept.under) {
+            (None, _) => Under::Nothing,
+            (Some(promise), under) if promise == ballot => under,
+            (Some(promise), Under::Nothing) => Under::One(promise),
+            (Some(_), Under::One(_) | Under::Several) => Under::Several,
+        };
         (kept.promise, kept.changed) = (Some(ballot), now);
         true
+    }
+
+    /// A promise is used for nothing, and never will be. What it was made on top of stands again: to
+    /// whom that was promised, it still is. Where that is not known any more, this one stays.
+    pub(super) fn release(&mut self, key_hash: u64, ballot: Version) {
+        let Entry::Occupied(mut occupied) = self.of_keys.entry(key_hash) else {
+            return;
+        };
+        let kept = occupied.get_mut();
+        match (kept.promise, kept.under) {
+            (Some(promise), Under::Nothing) if promise == ballot => kept.promise = None,
+            (Some(promise), Under::One(under)) if promise == ballot => {
+                (kept.promise, kept.under) = (Some(under), Under::Nothing);
+            }
+            (Some(_), Under::One(under)) if under == ballot => kept.under = Under::Nothing,
+            _ => {}
+        }
+        if kept.promise.is_none() && kept.lineage.is_none() {
+            occupied.remove();
+        }
     }
 
     /// A record with this stamp was taken: its versions keep out what a promise did, and what was noted
@@ -88,8 +133,10 @@ impl Promises {
         if let Entry::Occupied(mut occupied) = self.of_keys.entry(key_hash) {
             let kept = occupied.get_mut();
             kept.promise = kept.promise.filter(|promise| *promise > stamp.newest());
-            if kept.version < stamp.value {
-                kept.lineage = None;
+            if kept.version < stamp.value
+                && let Some(lineage) = kept.lineage.take()
+            {
+                self.lineage_bytes -= lineage.len();
             }
             if kept.promise.is_none() && kept.lineage.is_none() {
                 occupied.remove();
@@ -99,6 +146,13 @@ impl Promises {
 
     /// Notes how the record of this version came to be.
     pub(super) fn note(&mut self, key_hash: u64, version: Version, lineage: &[u8], now: Millis) {
+        if lineage.len() > LINEAGE_BYTES_MAX {
+            // Whoever asks for it learns that it is not known.
+            return;
+        }
+        if self.lineage_bytes + lineage.len() > LINEAGES_BYTES_MAX {
+            self.drop_lineages();
+        }
         if self.of_keys.len() >= KEPT_MAX && !self.of_keys.contains_key(&key_hash) {
             self.make_room(now);
             if self.of_keys.len() >= KEPT_MAX {
@@ -108,7 +162,9 @@ impl Promises {
         }
         let kept = self.of_keys.entry(key_hash).or_default();
         (kept.version, kept.changed) = (version, now);
-        kept.lineage = Some(lineage.into());
+        let before = kept.lineage.replace(lineage.into());
+        self.lineage_bytes += lineage.len();
+        self.lineage_bytes -= before.map_or(0, |before| before.len());
     }
 
     /// How the record of this version came to be, if that is known.
@@ -140,27 +196,54 @@ impl Promises {
     }
 
     fn drop_old(&mut self, now: Millis, mut lineages_left: usize) {
-        let floor = &mut self.floor;
+        let (floor, bytes, oldest) = (&mut self.floor, &mut self.lineage_bytes, oldest(now));
         self.of_keys.retain(|_, kept| {
-            let age_ms = now.0.saturating_sub(kept.changed.0);
-            match kept.promise {
-                Some(promise) if age_ms > PROMISE_MS => {
-                    *floor = (*floor).max(promise);
-                    false
-                }
-                Some(_) => true,
-                None => {
-                    lineages_left = lineages_left.saturating_sub(1);
-                    age_ms <= LINEAGE_MS && lineages_left > 0
-                }
+            if let Some(promise) = kept.promise.filter(|promise| *promise <= oldest) {
+                // No ballot as old as that is taken anyway: the floor keeps nobody else out.
+                *floor = (*floor).max(promise);
+                (kept.promise, kept.under) = (None, Under::Nothing);
             }
+            let age_ms = now.0.saturating_sub(kept.changed.0);
+            if let Some(lineage) = &kept.lineage
+                && (age_ms > LINEAGE_MS || lineages_left == 0)
+            {
+                *bytes -= lineage.len();
+                kept.lineage = None;
+            }
+            lineages_left -= usize::from(kept.lineage.is_some());
+            kept.promise.is_some() || kept.lineage.is_some()
+        });
+    }
+
+    /// Drops the older half of the lineages. Whoever asks for one learns that it is not known.
+    fn drop_lineages(&mut self) {
+        let noted = self.of_keys.values().filter(|kept| kept.lineage.is_some());
+        let mut changed: Vec<Millis> = noted.map(|kept| kept.changed).collect();
+        let half = changed.len() / 2;
+        if half >= changed.len() {
+            return;
+        }
+        let (_, &mut median, _) = changed.select_nth_unstable(half);
+        let mut left = half + 1;
+        let bytes = &mut self.lineage_bytes;
+        self.of_keys.retain(|_, kept| {
+            if left > 0
+                && kept.changed <= median
+                && let Some(lineage) = kept.lineage.take()
+            {
+                left -= 1;
+                *bytes -= lineage.len();
+            }
+            kept.promise.is_some() || kept.lineage.is_some()
         });
     }
 }
 
-/// Two hundred thousand in all groups together, some tens of megabytes.
+/// Two hundred thousand in all groups together.
 const KEPT_MAX: usize = 1_024;
-/// Longer than any update takes, whatever clocks it has met: see `update`.
-const PROMISE_MS: u64 = 30_000;
+/// Of one key: a lineage is bounded below that where it is made.
+const LINEAGE_BYTES_MAX: usize = 4 * 1_024;
+/// Of all keys of a group: 32 MiB in all groups together.
+const LINEAGES_BYTES_MAX: usize = 128 * 1_024;
 /// Longer than anybody tries an update again.
 const LINEAGE_MS: u64 = 10_000;

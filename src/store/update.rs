@@ -1,6 +1,6 @@
 //! What updates by consensus need of the store: to promise a ballot, and to take the state under one.
 
-use super::{Applied, Store};
+use super::{Applied, Group, Store};
 use crate::model::{HashedKey, HlcTime, Millis, RecordRef, Stamp, Version};
 
 /// What became of a request to promise.
@@ -39,6 +39,8 @@ pub struct Proposal<'a> {
     pub record: RecordRef<'a>,
     /// How it came to be.
     pub lineage: &'a [u8],
+    /// What must be held for it to be taken, if the ballot was promised with that.
+    pub base: Option<Stamp>,
     /// The ballot of what is likely to follow: promised with it.
     pub next: Option<Version>,
 }
@@ -56,7 +58,7 @@ impl Store {
         let mut group = self.group_mut(key.partition);
         let group = &mut *group;
         let flushed = self.flushes.of(key.bytes).unwrap_or_default();
-        let floor = group.promises.floor().max(oldest(now)).max(flushed);
+        let floor = group.promises.floor().max(oldest(now.millis())).max(flushed);
         if ballot <= floor {
             return Promised::Refused { by: floor };
         }
@@ -75,6 +77,13 @@ impl Store {
         let record = self.find_in(group, key).map(|packed| packed.record());
         let lineage = record.and_then(|record| group.promises.lineage(key.hash, record.version));
         Promised::Promised(show(record, lineage))
+    }
+
+    /// A ballot that was promised is used for nothing, and never will be.
+    pub fn release(&self, key: HashedKey<'_>, ballot: Version) {
+        self.group_mut(key.partition)
+            .promises
+            .release(key.hash, ballot);
     }
 
     /// Takes a record if it replaces what has this stamp; whether it did.
@@ -114,13 +123,14 @@ impl Store {
         let Proposal {
             record,
             lineage,
+            base,
             next,
         } = proposal;
         let ballot = record.version;
         let mut group = self.group_mut(key.partition);
         let group = &mut *group;
         let flushed = self.flushes.of(key.bytes).unwrap_or_default();
-        let floor = group.promises.floor().max(oldest(now)).max(flushed);
+        let floor = group.promises.floor().max(oldest(now.millis())).max(flushed);
         if ballot <= floor {
             return Accepted::Refused { by: floor };
         }
@@ -128,9 +138,15 @@ impl Store {
         if let Some(by) = held.map(|stamp| stamp.newest()).filter(|by| *by > ballot) {
             return Accepted::Refused { by };
         }
-        if held.is_some_and(|stamp| stamp.value == ballot) {
-            let is_next_promised = next.is_some() && group.promises.of(key.hash) == next;
-            return Accepted::Accepted { is_next_promised };
+        if let Some(held) = held.filter(|stamp| stamp.value == ballot) {
+            return Accepted::Accepted {
+                is_next_promised: group.take_again(key.hash, held, (lineage, next), now.millis()),
+            };
+        }
+        if base.is_some() && base != held {
+            // A flush, or a change of expiry, has come between: what was made is not made of this.
+            let by = held.map_or(floor, |stamp| stamp.newest().max(floor));
+            return Accepted::Refused { by };
         }
         match self.apply_in(group, key, (record, None), now.millis()) {
             Applied::Applied { .. } => {}
@@ -149,9 +165,33 @@ impl Store {
     }
 }
 
+impl Group {
+    /// What came with a state that is held already; whether the next ballot is promised.
+    ///
+    /// It may have come by a plain repair, which says nothing of how it came to be: without its lineage
+    /// whoever tries one of its updates again could not know that it is made.
+    fn take_again(
+        &mut self,
+        key_hash: u64,
+        held: Stamp,
+        (lineage, next): (&[u8], Option<Version>),
+        now: Millis,
+    ) -> bool {
+        let promises = &mut self.promises;
+        if promises.lineage(key_hash, held.value).is_none() {
+            promises.note(key_hash, held.value, lineage, now);
+        }
+        let Some(next) = next else { return false };
+        match promises.of(key_hash) {
+            Some(promise) if promise >= next => promise == next,
+            _ => held.newest() < next && promises.promise(key_hash, next, now),
+        }
+    }
+}
+
 /// No ballot is as old as that: those who forget promises count on it.
-fn oldest(now: HlcTime) -> Version {
-    let age_max = Millis(now.millis().0.saturating_sub(BALLOT_AGE_MS_MAX));
+pub(super) fn oldest(now: Millis) -> Version {
+    let age_max = Millis(now.0.saturating_sub(BALLOT_AGE_MS_MAX));
     Version {
         hlc: HlcTime::from_millis(age_max),
         node: crate::model::NodeTag(0),
@@ -212,6 +252,7 @@ mod tests {
         let proposal = Proposal {
             record: (&record).into(),
             lineage: b"how",
+            base: None,
             next: next.map(version),
         };
         store.accept(KEY, proposal, now())
@@ -325,6 +366,132 @@ mod tests {
         // The sweeper does the same, room or not.
         store.roll(0, crate::model::Epoch(9), Millis(80_000));
         assert_eq!(store.floor(KEY), ballot);
+    }
+
+    #[test]
+    fn promises_that_are_not_used_leave_room_for_others() {
+        let store = store();
+        let key = |hash| HashedKey { hash, ..KEY };
+        for hash in 100..5_000 {
+            let promised = store.promise(key(hash), version(1), now(), |_, _| ());
+            assert_eq!(promised, Promised::Promised(()), "{hash}");
+            store.release(key(hash), version(1));
+        }
+        assert_eq!(store.floor(KEY), Version::default());
+    }
+
+    #[test]
+    fn what_another_was_promised_outlives_a_promise_that_is_not_used() {
+        let store = store();
+        let expect = |ticks| {
+            let older = record(ticks - 1, "plain");
+            let taken = store.apply(KEY, (&older).into(), now().millis());
+            let ballot = version(ticks);
+            assert_eq!(taken, Applied::Promised { ballot });
+        };
+        promise(&store, 5);
+        promise(&store, 7);
+        store.release(KEY, version(7));
+        expect(5);
+        promise(&store, 7);
+        promise(&store, 9);
+        // Of three, nobody knows any more what the one below was.
+        store.release(KEY, version(9));
+        expect(9);
+        // One that is below, and one that was never made.
+        store.release(KEY, version(7));
+        store.release(KEY, version(8));
+        expect(9);
+    }
+
+    #[test]
+    fn promises_too_old_to_be_used_make_room() {
+        let store = store();
+        let key = |hash| HashedKey { hash, ..KEY };
+        for hash in 100..1_124 {
+            store.promise(key(hash), version(1), now(), |_, _| ());
+        }
+        let later = HlcTime::from_millis(Millis(10_000 + BALLOT_AGE_MS_MAX + 1));
+        let ballot = Version {
+            hlc: later,
+            ..version(1)
+        };
+        let promised = store.promise(key(1), ballot, later, |_, _| ());
+        assert_eq!(promised, Promised::Promised(()));
+        // No younger ballot is refused for it.
+        assert_eq!(store.floor(KEY), version(1));
+    }
+
+    #[test]
+    fn a_state_that_was_repaired_first_still_gets_its_lineage_and_the_next_promise() {
+        let store = store();
+        promise(&store, 5);
+        let repaired = record(5, "v");
+        let taken = store.apply(KEY, (&repaired).into(), now().millis());
+        assert!(matches!(taken, Applied::Applied { .. }));
+        let is_next_promised = true;
+        let both = Accepted::Accepted { is_next_promised };
+        assert_eq!(accept(&store, 5, Some(6)), both);
+        // Nor does a repair afterwards take it away.
+        store.apply(KEY, (&repaired).into(), now().millis());
+        assert_eq!(promise(&store, 6), Promised::Promised((true, true)));
+    }
+
+    #[test]
+    fn a_state_made_of_what_is_no_longer_held_is_not_taken() {
+        let store = store();
+        let base = Stamp::fresh(version(5));
+        let made = record(7, "made");
+        let give = || {
+            let proposal = Proposal {
+                record: (&made).into(),
+                lineage: b"how",
+                base: Some(base),
+                next: None,
+            };
+            store.accept(KEY, proposal, now())
+        };
+        assert!(matches!(give(), Accepted::Refused { .. }), "nothing is held");
+        accept(&store, 5, Some(7));
+        let expiry = Expiry {
+            version: version(7),
+            at: Some(Millis(99_000)),
+        };
+        store.change_expiry(KEY, expiry, now().millis());
+        assert_eq!(give(), Accepted::Refused { by: version(7) });
+    }
+
+    #[test]
+    fn lineages_are_bounded_in_bytes() {
+        let store = store();
+        let key = |hash| HashedKey { hash, ..KEY };
+        let lineage = vec![7; 2_000];
+        for hash in 0..1_000 {
+            let bytes = hash.to_string();
+            let made = record(1, "v");
+            let proposal = Proposal {
+                record: (&made).into(),
+                lineage: &lineage,
+                base: None,
+                next: None,
+            };
+            let key = HashedKey {
+                bytes: bytes.as_bytes(),
+                ..key(hash)
+            };
+            store.accept(key, proposal, now());
+        }
+        let kept = |hash: &u64| {
+            let bytes = hash.to_string();
+            let key = HashedKey {
+                bytes: bytes.as_bytes(),
+                ..key(*hash)
+            };
+            let promised = store.promise(key, version(2), now(), |_, lineage| lineage.is_some());
+            promised == Promised::Promised(true)
+        };
+        let kept = (0..1_000).filter(kept).count();
+        assert!((10..=70).contains(&kept), "{kept}");
     }
 
     #[test]

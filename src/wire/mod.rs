@@ -23,7 +23,7 @@ use crate::model::{
 };
 
 /// The version of everything peers must agree on: frames, hashes, placement.
-pub const WIRE_VERSION: u32 = 3;
+pub const WIRE_VERSION: u32 = 4;
 
 /// Values in one response frame, in bytes, before the replica answers with summaries instead: many
 /// large values are fetched a few at a time, so that no frame is without bound.
@@ -133,6 +133,9 @@ pub enum Operation<'a> {
     /// Take the state that an update has made, if the ring is of this version for both.
     #[serde(rename = "a")]
     Accept(#[serde(borrow)] &'a Bytes, WireProposal<'a>, u64),
+    /// The promise of this ballot for the key is used for nothing, and never will be.
+    #[serde(rename = "o")]
+    Release(#[serde(borrow)] &'a Bytes, WireVersion),
     /// Empty this database of all that was written up to this version.
     #[serde(rename = "z")]
     Flush(u8, WireVersion),
@@ -156,6 +159,8 @@ pub struct WireProposal<'a> {
     /// How it came to be.
     #[serde(borrow)]
     pub lineage: &'a Bytes,
+    /// What a home must hold to take it, if the ballot was promised with that.
+    pub base: Option<Stamp>,
     next: Option<WireVersion>,
 }
 
@@ -166,8 +171,15 @@ impl<'a> WireProposal<'a> {
         Self {
             record: record.into(),
             lineage: Bytes::new(lineage),
+            base: None,
             next: next.map(to_wire),
         }
+    }
+
+    /// The same, where a home holds this.
+    #[must_use]
+    pub const fn on(self, base: Option<Stamp>) -> Self {
+        Self { base, ..self }
     }
 
     /// The ballot of what is likely to follow.
@@ -188,6 +200,8 @@ pub struct WireUpdates<'a> {
     pub begun: HlcTime,
     /// They are not to be begun after this one.
     pub until: HlcTime,
+    /// A home that was asked before may have made them, or may still.
+    pub is_open: bool,
     /// What is to be done.
     #[serde(borrow)]
     pub changes: &'a Bytes,
@@ -274,6 +288,9 @@ pub enum Answer<'a> {
     /// To `Promise` and `Accept`: not done; a ballot must exceed this.
     #[serde(rename = "g")]
     Outbid(WireVersion),
+    /// To `Release`: done.
+    #[serde(rename = "y")]
+    Released,
     /// To `Flush`: done.
     #[serde(rename = "z")]
     Flushed,

@@ -55,6 +55,7 @@ impl Reply {
             | Answer::Outbid(_)
             | Answer::Updated(_)
             | Answer::Flushed
+            | Answer::Released
             | Answer::Counts(_)
             | Answer::Heard(_)
             | Answer::Clock(_)

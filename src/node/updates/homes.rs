@@ -111,7 +111,7 @@ impl<'a> Homes<'a> {
         let record = RecordRef::from(&proposed.record);
         let give = Operation::Accept(
             ByteSlice::new(self.key.bytes),
-            WireProposal::new(record, &lineage, proposed.next),
+            WireProposal::new(record, &lineage, proposed.next).on(proposed.base),
             self.ring,
         );
         self.send(&give, ballot, deadline, tell);
@@ -128,6 +128,7 @@ impl<'a> Homes<'a> {
         let proposal = Proposal {
             record,
             lineage: &lineage,
+            base: proposed.base,
             next: proposed.next,
         };
         Some(match replica.accept(self.key, proposal, (wall, now)) {
@@ -141,9 +142,25 @@ impl<'a> Homes<'a> {
         })
     }
 
+    /// Tells all homes that a ballot they may have promised is used for nothing.
+    pub(super) fn release(&self, ballot: Version) {
+        let key = ByteSlice::new(self.key.bytes);
+        let release = Operation::Release(key, to_wire(ballot));
+        for &tag in self.homes.iter().filter(|&&tag| tag != self.parts.self_tag) {
+            self.post.send_along(tag, &release, self.parts);
+        }
+        self.parts.replica.release(self.key, ballot);
+    }
+
+    pub(super) const fn ring(&self) -> u64 {
+        self.ring
+    }
+
+    /// This node's own number among them, if it is one of them in the ring of now as well.
     fn own(&self) -> Option<usize> {
         let own = self.parts.self_tag;
-        self.homes.iter().position(|&home| home == own)
+        let home = self.homes.iter().position(|&home| home == own)?;
+        (self.parts.view.borrow().version() == self.ring).then_some(home)
     }
 
     fn send(&self, operation: &Operation<'_>, ballot: Version, deadline: Instant, tell: &Inbox) {
@@ -178,7 +195,7 @@ const fn failed(home: usize, ballot: Version, refusal: Option<Refusal>) -> Told 
 }
 
 /// Who waits for the answer of a home to one question.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Waiting {
     home: usize,
     ballot: Version,

@@ -30,6 +30,7 @@ use crate::net::{CallError, LARGE_BYTES, Lane, Operations, ReplySink, Response};
 use crate::node::hedging::late_after;
 use crate::node::replica::Replica;
 use crate::protocol::{QuorumNotMet, UpdateId, Updated, Updates};
+use crate::ring::View;
 use crate::update::{Change, Reply};
 use crate::wire::{Answer, FrameError, FrameReader, Operation, Refusal, WireUpdates, encode};
 
@@ -65,6 +66,8 @@ struct Inner {
     proposer: Proposer,
     keys: Mutex<HashMap<Bytes, VecDeque<Pending>>>,
     sequence: AtomicU64,
+    /// The latest moment at which updates began.
+    begun: AtomicU64,
     /// Who did not answer a moment ago, and until when others are asked first.
     avoided: Mutex<BTreeMap<NodeTag, Instant>>,
 }
@@ -86,6 +89,7 @@ impl Updater {
             parts,
             keys: Mutex::default(),
             sequence: AtomicU64::new(0),
+            begun: AtomicU64::new(0),
             avoided: Mutex::default(),
         }))
     }
@@ -150,8 +154,13 @@ impl Updater {
         let Some(queue) = keys.get_mut(key) else {
             return Vec::new();
         };
-        let (mut taken, mut bytes) = (Vec::new(), 0);
+        let (mut taken, mut bytes) = (Vec::<Pending>::new(), 0);
         while let Some(pending) = queue.front() {
+            // What becomes of a script that takes too long must not become of the others.
+            let is_script = |pending: &Pending| pending.change.is_script();
+            if taken.first().is_some_and(|first| is_script(first) != is_script(pending)) {
+                break;
+            }
             bytes += pending.change.bytes();
             if !taken.is_empty() && (bytes > TOGETHER_BYTES_MAX || taken.len() >= TOGETHER_MAX) {
                 break;
@@ -175,10 +184,10 @@ impl Updater {
         let mut attempt = Attempt {
             updates: Updates {
                 id: self.next_id(),
-                begun: self.now(),
+                begun: self.begun(),
+                is_open: false,
                 changes,
             },
-            is_open: false,
             is_renewed: false,
             refused_for_good: 0,
             not_made: QuorumNotMet {
@@ -187,20 +196,29 @@ impl Updater {
                 refusal: None,
             },
         };
-        let mut tried = Vec::new();
-        let mut pause = PAUSE_MIN;
+        let (mut tried, mut pause, mut cut_off_at) = (Vec::new(), PAUSE_MIN, None);
         loop {
             let now = parts.env.clock.monotonic();
             if now >= deadline {
-                return Err(match attempt.is_open {
-                    true => UpdateError::Uncertain,
-                    false => UpdateError::NotMade(attempt.not_made),
-                });
+                return Err(attempt.given_up());
             }
-            let Some(home) = self.first_home(key, &tried) else {
+            let reach = self.reach(key);
+            if reach.got >= reach.need {
+                cut_off_at = None;
+            } else if now >= *cut_off_at.get_or_insert(now + CUT_OFF_FOR) {
+                // Nothing can be decided here, and waiting does not help.
+                attempt.not_made = reach;
+                return Err(attempt.given_up());
+            }
+            let home = match cut_off_at {
+                None => self.first_home(key, &tried),
+                // Whoever is asked now cannot do it either.
+                Some(_) => None,
+            };
+            let Some(home) = home else {
                 if attempt.refused_for_good > 0 && attempt.refused_for_good == tried.len() {
-                    // None of them would do it a moment later.
-                    return Err(UpdateError::NotMade(attempt.not_made));
+                    // None of them would do it a moment later. One that was asked before may have.
+                    return Err(attempt.given_up());
                 }
                 // All were asked. Membership, or who has caught up, may change meanwhile.
                 tried.clear();
@@ -223,7 +241,7 @@ impl Updater {
             if Attempt::is_to_avoid(&asked) {
                 self.avoid(home, now);
             }
-            match attempt.judge(asked, self.now()) {
+            match attempt.judge(asked, || self.renewed()) {
                 Judged::Over(result) => return result,
                 Judged::SameAgain => _ = tried.pop(),
                 Judged::Next => {}
@@ -252,6 +270,12 @@ impl Updater {
         // Stable: in the order of the preference list otherwise.
         homes.sort_by_key(|home| is_avoided(*home));
         homes.first().copied()
+    }
+
+    /// How many homes this node can reach, and how many are needed.
+    fn reach(&self, key: &Bytes) -> QuorumNotMet {
+        let parts = &self.0.parts;
+        reach(&parts.view.borrow(), parts.hasher.hash(key), parts.self_tag)
     }
 
     /// Until when a home may be silent before another is asked.
@@ -284,6 +308,7 @@ impl Updater {
                 sequence: updates.id.sequence,
                 begun: updates.begun,
                 until: self.until(updates),
+                is_open: updates.is_open,
                 changes: ByteSlice::new(&changes),
             },
         ));
@@ -327,9 +352,25 @@ impl Updater {
         }
     }
 
-    fn now(&self) -> HlcTime {
+    /// The moment at which updates begin. It is not much ahead of the wall clock: ballots that are
+    /// promised beforehand are ahead of it, and serve only what begins before them.
+    fn begun(&self) -> HlcTime {
         let parts = &self.0.parts;
-        parts.clock.tick(parts.env.clock.wall())
+        let wall = parts.env.clock.wall();
+        let latest = HlcTime::from_millis(wall.saturating_add(BEGUN_AHEAD_MAX));
+        self.begin_at(parts.clock.tick(wall).min(latest))
+    }
+
+    /// The same after all that this node has seen, for what began before something that was.
+    fn renewed(&self) -> HlcTime {
+        let parts = &self.0.parts;
+        self.begin_at(parts.clock.tick(parts.env.clock.wall()))
+    }
+
+    /// None of this node begins before one that it numbered earlier.
+    fn begin_at(&self, moment: HlcTime) -> HlcTime {
+        let before = self.0.begun.fetch_max(moment.0, Ordering::AcqRel);
+        HlcTime(before.max(moment.0))
     }
 
     fn keys(&self) -> MutexGuard<'_, HashMap<Bytes, VecDeque<Pending>>> {
@@ -355,8 +396,6 @@ impl fmt::Debug for Updater {
 /// Updates that one home after the other is asked to make.
 struct Attempt {
     updates: Updates,
-    /// Some home that was asked may have made them, or may still.
-    is_open: bool,
     /// It was begun anew.
     is_renewed: bool,
     /// How many homes have said that they never would.
@@ -374,7 +413,7 @@ enum Judged {
 
 impl Attempt {
     /// What follows from an answer.
-    fn judge(&mut self, asked: Asked, now: HlcTime) -> Judged {
+    fn judge(&mut self, asked: Asked, renewed: impl FnOnce() -> HlcTime) -> Judged {
         match asked {
             Asked::Told(Updated::Made(Some(replies))) => return Judged::Over(Ok(replies)),
             Asked::Told(Updated::Made(None)) => {
@@ -385,17 +424,31 @@ impl Attempt {
                 self.refused_for_good += usize::from(is_for_good(why));
             }
             // Nobody else ever had them, and that home has not made them: they are new again.
-            Asked::Told(Updated::TooOld) if !self.is_open => {
-                self.updates.begun = now;
+            Asked::Told(Updated::TooOld) if !self.updates.is_open => {
+                self.updates.begun = renewed();
                 if !std::mem::replace(&mut self.is_renewed, true) {
                     return Judged::SameAgain;
                 }
             }
             Asked::Told(Updated::TooOld) => return Judged::Over(Err(UpdateError::Uncertain)),
-            Asked::Told(Updated::Unknown) | Asked::Silent => self.is_open = true,
+            Asked::Told(Updated::Unknown) | Asked::Silent => {
+                self.updates.is_open = true;
+                // What has made one home silent is not given to the next one.
+                if self.updates.changes.iter().any(Change::is_script) {
+                    return Judged::Over(Err(UpdateError::Uncertain));
+                }
+            }
             Asked::Unreached => {}
         }
         Judged::Next
+    }
+
+    /// What is known when nobody else is asked.
+    const fn given_up(&self) -> UpdateError {
+        match self.updates.is_open {
+            true => UpdateError::Uncertain,
+            false => UpdateError::NotMade(self.not_made),
+        }
     }
 
     /// Whether others are to be asked first for a while.
@@ -406,6 +459,25 @@ impl Attempt {
             Asked::Unreached | Asked::Silent => true,
         }
     }
+}
+
+/// How many homes of a key a node can reach, itself included, and how many decide.
+fn reach(view: &View, key_hash: u64, self_tag: NodeTag) -> QuorumNotMet {
+    let homes = view.homes(view.params().partitions.of(key_hash));
+    let is_reachable = |home: NodeTag| {
+        home == self_tag || view.member(home).is_some_and(|member| member.reachable)
+    };
+    let reachable = homes.iter().filter(|&&home| is_reachable(home)).count();
+    QuorumNotMet {
+        need: majority(homes.len()),
+        got: u8::try_from(reachable).unwrap_or(u8::MAX),
+        refusal: None,
+    }
+}
+
+fn majority(homes: usize) -> u8 {
+    // At most REPLICAS_MAX = 16 of them.
+    u8::try_from(homes / 2 + 1).unwrap_or(u8::MAX)
 }
 
 /// Whether a home would not make them a moment later either.
@@ -461,6 +533,10 @@ const TOGETHER_BYTES_MAX: usize = 1024 * 1024;
 /// So many times as long as a replica that is late: an update is two questions to replicas, behind
 /// others of its key.
 const PATIENCE: u32 = 2;
+/// For so long fewer homes than decide may seem to be reachable: gossip errs for a moment.
+const CUT_OFF_FOR: Duration = Duration::from_millis(100);
+/// Less than ballots that stand are ahead, by more than clocks usually differ.
+const BEGUN_AHEAD_MAX: Duration = Duration::from_millis(5);
 const AVOIDED_FOR: Duration = Duration::from_secs(1);
 const PAUSE_MIN: Duration = Duration::from_millis(10);
 const PAUSE_MAX: Duration = Duration::from_millis(100);

@@ -9,14 +9,14 @@ use tokio::time::Instant;
 
 use super::homes::Waiting;
 use super::proposer::Parts;
-use crate::model::NodeTag;
+use crate::model::{NodeTag, RecordRef};
 use crate::net::{CallError, LARGE_BYTES, Lane, Operations, ReplySink, Response};
 use crate::wire::{FrameError, Operation};
 
 /// What is to be sent.
 #[derive(Debug, Default)]
 pub(super) struct Post {
-    parcels: Mutex<BTreeMap<NodeTag, Parcel>>,
+    parcels: Mutex<BTreeMap<NodeTag, Vec<Parcel>>>,
     wake: Notify,
 }
 
@@ -38,17 +38,46 @@ impl Post {
         deadline: Instant,
         waiting: Waiting,
     ) {
+        self.add(to, operation, deadline, waiting);
+        self.wake.notify_one();
+    }
+
+    /// Sends what nobody waits for, with what is sent next. Alone it goes when much has gathered.
+    pub(super) fn send_along(&self, to: NodeTag, operation: &Operation<'_>, parts: &Parts) {
+        let deadline = parts.env.clock.monotonic() + parts.timeout;
+        if self.add(to, operation, deadline, Waiting::default()) >= ALONG_MAX {
+            self.wake.notify_one();
+        }
+    }
+
+    /// How many are in the last parcel then.
+    fn add(
+        &self,
+        to: NodeTag,
+        operation: &Operation<'_>,
+        deadline: Instant,
+        waiting: Waiting,
+    ) -> usize {
         let mut parcels = self.parcels();
-        let parcel = parcels.entry(to).or_insert_with(|| Parcel {
-            operations: Operations::default(),
-            deadline,
-            waiting: Vec::new(),
-        });
+        let parcels = parcels.entry(to).or_default();
+        let bytes = bytes(operation);
+        // What is large travels alone: what is small beside it must neither wait for it nor fail with
+        // it, and all of it together may be more than a frame holds.
+        let fits = |parcel: &Parcel| parcel.operations.encoded().len() + bytes <= PARCEL_BYTES_MAX;
+        if !parcels.last().is_some_and(fits) {
+            parcels.push(Parcel {
+                operations: Operations::default(),
+                deadline,
+                waiting: Vec::new(),
+            });
+        }
+        let Some(parcel) = parcels.last_mut() else {
+            return 0;
+        };
         parcel.operations.push(operation);
         parcel.deadline = parcel.deadline.max(deadline);
         parcel.waiting.push(waiting);
-        drop(parcels);
-        self.wake.notify_one();
+        parcel.waiting.len()
     }
 
     /// Sends what has been gathered, for as long as the environment's tasks run.
@@ -58,17 +87,38 @@ impl Post {
             // Those who are about to ask come first: their questions go with it.
             tokio::task::yield_now().await;
             let parcels = std::mem::take(&mut *self.parcels());
-            for (to, parcel) in parcels {
-                send(&parts, to, parcel);
+            for (to, parcels) in parcels {
+                for parcel in parcels {
+                    send(&parts, to, parcel);
+                }
             }
         }
     }
 
-    fn parcels(&self) -> MutexGuard<'_, BTreeMap<NodeTag, Parcel>> {
+    fn parcels(&self) -> MutexGuard<'_, BTreeMap<NodeTag, Vec<Parcel>>> {
         // std Mutex: never held across an await. Each proposer has one question under way.
         self.parcels.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+/// About how many bytes a question of a proposer has.
+fn bytes(operation: &Operation<'_>) -> usize {
+    match operation {
+        Operation::Accept(key, proposal, _) => {
+            let value = RecordRef::from(proposal.record).value.map_or(0, <[u8]>::len);
+            key.len() + value + proposal.lineage.len() + OVERHEAD_BYTES
+        }
+        Operation::Promise(key, ..) | Operation::Release(key, ..) => key.len() + OVERHEAD_BYTES,
+        // Proposers ask nothing else.
+        _ => OVERHEAD_BYTES,
+    }
+}
+
+/// Of the questions in one frame, if there is more than one.
+const PARCEL_BYTES_MAX: usize = LARGE_BYTES / 2;
+const OVERHEAD_BYTES: usize = 128;
+/// So many of those that nobody waits for are sent by themselves.
+const ALONG_MAX: usize = 32;
 
 fn send(parts: &Arc<Parts>, to: NodeTag, parcel: Parcel) {
     let Parcel {

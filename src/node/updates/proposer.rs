@@ -16,6 +16,7 @@ use tokio::time::{Instant, timeout};
 use super::homes::{Homes, Told};
 use super::inbox::Inbox;
 use super::post::Post;
+use super::reach;
 use crate::env::Env;
 use crate::model::{HashedKey, Hlc, HlcTime, KeyHasher, NodeTag, Version};
 use crate::net::Transport;
@@ -50,6 +51,8 @@ struct Inner {
     parts: Arc<Parts>,
     post: Arc<Post>,
     keys: Mutex<HashMap<Bytes, Queue>>,
+    /// The last moment for which a ballot was reserved.
+    reserved: AtomicU64,
     stats: ProposerStats,
 }
 
@@ -103,6 +106,7 @@ impl Proposer {
             parts,
             post,
             keys: Mutex::default(),
+            reserved: AtomicU64::new(0),
             stats: ProposerStats::default(),
         }))
     }
@@ -151,7 +155,7 @@ impl Proposer {
 
     /// Works a key's queue off, until nothing has come for a while.
     async fn work(&self, key: Bytes, wake: Arc<Notify>) {
-        let (mut standing, mut turns) = (None, 0_u32);
+        let (mut standing, mut turns) = (None::<Standing>, 0_u32);
         loop {
             let batch = self.take(&key);
             if !batch.is_empty() {
@@ -169,11 +173,31 @@ impl Proposer {
             {
                 continue;
             }
+            if let Some(standing) = standing.take() {
+                self.release(&key, &standing);
+            }
             let mut keys = self.keys();
             if keys.get(&key).is_some_and(|queue| queue.waiting.is_empty()) {
                 keys.remove(&key);
                 return;
             }
+        }
+    }
+
+    /// Tells the homes that a ballot that stood is used for nothing.
+    fn release(&self, key: &Bytes, standing: &Standing) {
+        let parts = &self.0.parts;
+        let view = Arc::clone(&parts.view.borrow());
+        let homes = Homes::new((parts, &self.0.post), &view, self.hashed(key, &view));
+        homes.release(standing.ballot());
+    }
+
+    fn hashed<'a>(&self, key: &'a Bytes, view: &View) -> HashedKey<'a> {
+        let hash = self.0.parts.hasher.hash(key);
+        HashedKey {
+            bytes: key,
+            hash,
+            partition: view.params().partitions.of(hash),
         }
     }
 
@@ -222,17 +246,21 @@ impl Proposer {
             return standing;
         }
         let view = Arc::clone(&parts.view.borrow());
-        let hash = parts.hasher.hash(key);
-        let hashed = HashedKey {
-            bytes: key,
-            hash,
-            partition: view.params().partitions.of(hash),
-        };
+        let hashed = self.hashed(key, &view);
+        let reach = reach(&view, hashed.hash, parts.self_tag);
+        if reach.got < reach.need {
+            // Nothing can be decided: whoever waits is to know at once, and that nothing was begun.
+            for waiting in timely {
+                let _gone = waiting.tell.send(Updated::NotMade(reach));
+            }
+            return standing;
+        }
         let homes = Homes::new((parts, &self.0.post), &view, hashed);
         let plan = UpdatePlan {
             homes: homes.count(),
-            need: majority(homes.count()),
+            need: reach.need,
             value_bytes_max: parts.replica.value_bytes_max(),
+            ring: homes.ring(),
         };
         let (updates, tells): (Vec<_>, Vec<_>) = timely
             .into_iter()
@@ -246,6 +274,9 @@ impl Proposer {
         };
         let mut op = UpdateOp::new(plan, updates);
         self.drive(&mut op, &round, standing).await;
+        if let Some(ballot) = op.unused() {
+            round.homes.release(ballot);
+        }
         let (outcomes, standing) = op.outcomes();
         for (tell, (updates, updated)) in tells.into_iter().zip(outcomes) {
             self.count(&updates, &updated);
@@ -258,9 +289,11 @@ impl Proposer {
     async fn drive(&self, op: &mut UpdateOp, round: &Round<'_>, standing: Option<Standing>) {
         let parts = &self.0.parts;
         let told = Inbox::default();
-        let next = || self.next(round);
         let mut action = match standing.filter(|standing| self.stands(standing)) {
-            Some(standing) => op.begin_standing(standing, self.now(), next),
+            Some(standing) => {
+                let ballot = standing.ballot();
+                op.begin_standing(standing, self.now(), || self.next(round, ballot))
+            }
             None => UpdateAction::Again {
                 past: Version::default(),
                 pause: Duration::ZERO,
@@ -334,7 +367,8 @@ impl Proposer {
     }
 
     fn on_told(&self, op: &mut UpdateOp, answer: Told, round: &Round<'_>) -> Option<UpdateAction> {
-        let next = || self.next(round);
+        let present = op.ballot();
+        let next = || self.next(round, present);
         match answer {
             Told::Promised {
                 home,
@@ -368,21 +402,43 @@ impl Proposer {
     }
 
     /// The ballot of what is likely to follow, if more is.
-    fn next(&self, round: &Round<'_>) -> Option<Version> {
+    ///
+    /// It is a little ahead of the clock: it serves only updates that begin before it, and those are to
+    /// come yet. It is never taken from the hybrid clock, which would run away with it round by round,
+    /// and is of a writer of its own, so that nothing else has that version.
+    fn next(&self, round: &Round<'_>, present: Version) -> Option<Version> {
         let is_waited_for = || {
             let keys = self.keys();
             let queue = keys.get(round.key);
             queue.is_some_and(|queue| !queue.waiting.is_empty())
         };
-        (round.is_busy || is_waited_for()).then(|| self.stamp())
+        if !round.is_busy && !is_waited_for() {
+            return None;
+        }
+        let parts = &self.0.parts;
+        let ahead = parts.env.clock.wall().saturating_add(RESERVED_AHEAD);
+        let least = HlcTime::from_millis(ahead).0.max(present.hlc.0 + RESERVED_STEP);
+        let step = |last: u64| Some(least.max(last + 1));
+        // `step` always returns Some, so both arms hold the value before the update.
+        let reserved = &self.0.reserved;
+        let (Ok(last) | Err(last)) =
+            reserved.fetch_update(Ordering::AcqRel, Ordering::Acquire, step);
+        Some(Version {
+            hlc: HlcTime(least.max(last + 1)),
+            node: NodeTag(!parts.writer.0),
+        })
     }
 
     /// Whether a promise is young enough to count on.
     fn stands(&self, standing: &Standing) -> bool {
         let parts = &self.0.parts;
         let now = parts.clock.read(parts.env.clock.wall()).millis();
-        let promised = standing.ballot().hlc.millis();
-        now.0.saturating_sub(promised.0) < STANDING_MS_MAX
+        let ballot = standing.ballot();
+        let age_ms = now.0.saturating_sub(ballot.hlc.millis().0);
+        let wall = parts.env.clock.wall();
+        let is_believable = parts.clock.check(ballot.hlc, wall).is_ok()
+            && parts.replica.may_keep(ballot, parts.env.clock.monotonic());
+        is_believable && age_ms < STANDING_MS_MAX
     }
 
     /// Waits about so long: others may be at it as well.
@@ -455,11 +511,6 @@ impl fmt::Debug for Proposer {
     }
 }
 
-fn majority(homes: usize) -> u8 {
-    // At most REPLICAS_MAX = 16 of them.
-    u8::try_from(homes / 2 + 1).unwrap_or(u8::MAX)
-}
-
 /// Keys whose updates are made at the same time.
 const KEYS_MAX: usize = 100_000;
 /// Those of one key that wait; each may hold hundreds.
@@ -474,3 +525,8 @@ const LINGERING_MAX: usize = 1_000;
 const FEW_KEYS: usize = 32;
 /// Far younger than what homes refuse as too old.
 const STANDING_MS_MAX: u64 = 1_000;
+/// About as long as a promise is kept up for what may follow, see `LINGER`.
+const RESERVED_AHEAD: Duration = Duration::from_millis(20);
+/// A sixteenth of a millisecond: faster than that no round is, so the clock does not run away. Less
+/// would be passed by what begins after this round.
+const RESERVED_STEP: u64 = 1 << 12;

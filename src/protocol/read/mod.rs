@@ -283,6 +283,15 @@ impl ReadOp {
         self.advance(actions);
     }
 
+    /// A replica did not take the record it was repaired with: it has promised to take nothing older than
+    /// what an update will make, perhaps without that record.
+    ///
+    /// It fails, and nobody stands in for it: only replicas that hold the record confirm it.
+    pub fn on_promised(&mut self, replica: usize, actions: &mut Vec<ReadAction>) {
+        self.plan.stand_ins = StandIns::Never;
+        self.on_failed(replica, None, actions);
+    }
+
     /// A home is known to be away: it may still answer, but it is not waited for.
     pub fn on_away(&mut self, home: usize, actions: &mut Vec<ReadAction>) {
         self.replicas[home].is_away = true;

@@ -104,20 +104,32 @@ impl Lineage {
             let forgotten = self.made.remove(0);
             self.known_from = self.known_from.max(forgotten.at);
         }
-        let bytes: usize = replies.iter().map(Reply::bytes).sum();
         self.made.push(Made {
             coordinator: id.coordinator,
             sequence: id.sequence,
             at,
-            replies: (bytes <= REPLIES_BYTES_MAX).then(|| replies.to_vec()),
+            replies: (bytes(replies) <= REPLIES_BYTES_MAX).then(|| replies.to_vec()),
         });
+        // That they are made stays known; what was told of the oldest goes first.
+        let mut left = REPLIES_BYTES_MAX;
+        for made in self.made.iter_mut().rev() {
+            match left.checked_sub(made.replies.as_deref().map_or(0, bytes)) {
+                Some(rest) => left = rest,
+                None => (made.replies, left) = (None, 0),
+            }
+        }
     }
+}
+
+fn bytes(replies: &[Reply]) -> usize {
+    replies.iter().map(Reply::bytes).sum()
 }
 
 /// How many coordinators' last updates are kept of a key.
 const COORDINATORS_MAX: usize = 16;
-/// Enough for some hundred numbers.
-const REPLIES_BYTES_MAX: usize = 2_048;
+/// Of all replies that are kept of a key: enough for some dozens of numbers. A lineage travels with
+/// each promise and each result.
+const REPLIES_BYTES_MAX: usize = 1_024;
 
 #[cfg(test)]
 mod tests {
@@ -154,6 +166,21 @@ mod tests {
         assert_eq!(lineage.verdict(id(0, 2), HlcTime(14)), Verdict::NotMade);
         let made = Verdict::Made(Some(vec![Reply::Ok]));
         assert_eq!(lineage.verdict(id(19, 1), HlcTime(0)), made);
+    }
+
+    #[test]
+    fn the_replies_of_all_coordinators_together_are_bounded() {
+        let mut lineage = Lineage::default();
+        let reply = Reply::Bulk(vec![b'x'; REPLIES_BYTES_MAX / 2 - 8].into());
+        for coordinator in 0..16 {
+            lineage.add(id(coordinator, 1), HlcTime(10), std::slice::from_ref(&reply));
+        }
+        assert!(lineage.encode().len() < 2 * REPLIES_BYTES_MAX);
+        // What was told of the first is lost; that they are made is not.
+        assert_eq!(lineage.verdict(id(0, 1), HlcTime(5)), Verdict::Made(None));
+        let made = Verdict::Made(Some(vec![reply]));
+        assert_eq!(lineage.verdict(id(14, 1), HlcTime(5)), made);
+        assert_eq!(lineage.verdict(id(15, 1), HlcTime(5)), made);
     }
 
     #[test]

@@ -11,7 +11,25 @@
 //! updates (its [`Lineage`] says so), and is decided by being taken once more, or it never will, and
 //! they are made on it. So none is made twice.
 //!
-//! Who took a result may promise the next ballot with it: then the next updates need no promise.
+//! What was proposed once, or given to another home before, may still be made by whoever has it. So
+//! what is told of it then goes into the lineage even if it changes nothing: nobody makes it later, on
+//! another state, when the client was told already that it was not.
+//!
+//! Who took a result may promise the next ballot with it: then the next updates need no promise. Such
+//! a [`Standing`] ballot is bound by rules:
+//!
+//! - It serves only updates that were begun before it. A state whose lineage was lost (a plain read
+//!   repair or a copy of it carries none) is known by its version alone: updates that began later are
+//!   taken for ones that are not in it. Were they, they would be made once more.
+//! - It is the ballot that was promised with the result, no other: a newer one that nobody promised
+//!   could pass over what another proposer has decided in between.
+//! - It counts at homes that still hold the very state that it was promised with: a flush or a change
+//!   of expiry in between is seen.
+//! - It ends with the ring: homes of another ring have not promised it. It is used once.
+//!
+//! A promise tells what homes hold, and what a majority does not hold alike is not decided, also when
+//! it has expired: before a reply that depends on it, it is decided by a majority, as a tombstone if
+//! need be. Otherwise the state before it could be seen later.
 
 mod lineage;
 
@@ -34,6 +52,8 @@ pub struct Updates {
     pub id: UpdateId,
     /// Nobody had them before this moment.
     pub begun: HlcTime,
+    /// A home that was asked before may have made them, or may still.
+    pub is_open: bool,
     /// What is to be done, in order.
     pub changes: Vec<Change>,
 }
@@ -85,6 +105,7 @@ pub struct Promise {
 pub struct Standing {
     ballot: Version,
     promise: Promise,
+    ring: u64,
 }
 
 impl Standing {
@@ -92,6 +113,12 @@ impl Standing {
     #[must_use]
     pub const fn ballot(&self) -> Version {
         self.ballot
+    }
+
+    /// The ring whose homes have promised it.
+    #[must_use]
+    pub const fn ring(&self) -> u64 {
+        self.ring
     }
 }
 
@@ -102,6 +129,8 @@ pub struct Proposed {
     pub record: Record,
     /// How it came to be.
     pub lineage: Lineage,
+    /// What a home must hold to take it, if the ballot was promised with that.
+    pub base: Option<Stamp>,
     /// The ballot of what is likely to follow.
     pub next: Option<Version>,
 }
@@ -115,6 +144,8 @@ pub struct UpdatePlan {
     pub need: u8,
     /// The longest value that homes take.
     pub value_bytes_max: usize,
+    /// The ring whose homes these are.
+    pub ring: u64,
 }
 
 /// Updates of one key under way.
@@ -130,11 +161,13 @@ pub struct UpdateOp {
     refusal: Option<Refusal>,
     refused_for_good: usize,
     rounds: u32,
-    /// A result that holds some of the updates was sent to homes.
+    /// A result that holds some of the updates was sent to homes, and may be decided later.
     has_proposed: bool,
     most: u8,
     outcomes: Vec<Updated>,
     standing: Option<Standing>,
+    /// Homes were asked to promise the ballot, and nothing was or will be proposed under it.
+    is_unused: bool,
 }
 
 #[derive(Debug)]
@@ -190,6 +223,7 @@ impl UpdateOp {
             most: 0,
             outcomes: Vec::new(),
             standing: None,
+            is_unused: false,
         }
     }
 
@@ -211,27 +245,37 @@ impl UpdateOp {
     /// Begins a round under a new ballot.
     pub fn begin(&mut self, ballot: Version, now: Millis) -> UpdateAction {
         debug_assert!(ballot > self.past, "a ballot exceeds those before");
+        debug_assert!(self.is_before(ballot), "a ballot is newer than its updates");
         (self.ballot, self.now) = (ballot, now);
         self.rounds += 1;
         self.refused_for_good = 0;
+        self.is_unused = true;
         self.phase = Phase::Asking(none(self.plan.homes));
         UpdateAction::Promise
     }
 
-    /// Begins under a ballot that a majority has promised already.
+    /// Begins under a ballot that a majority has promised already, if it may serve these updates.
     pub fn begin_standing(
         &mut self,
         standing: Standing,
         now: Millis,
         next: impl FnOnce() -> Option<Version>,
     ) -> UpdateAction {
-        let Standing { ballot, promise } = standing;
+        let Standing {
+            ballot,
+            promise,
+            ring,
+        } = standing;
         (self.ballot, self.now) = (ballot, now);
         self.rounds += 1;
-        let (proposed, outcomes, is_changed) = self.make(promise);
-        if is_changed {
+        if ring != self.plan.ring || !self.is_before(ballot) {
+            return self.again(Duration::ZERO);
+        }
+        let base = promise.record.as_ref().map(Record::stamp);
+        let (proposed, outcomes, is_news) = self.make(promise);
+        if is_news {
             self.has_proposed = true;
-            return self.give(proposed, outcomes, next());
+            return self.give(Proposed { base, ..proposed }, outcomes, next());
         }
         // What is told must be what a majority holds now.
         self.again(Duration::ZERO)
@@ -263,13 +307,13 @@ impl UpdateOp {
                 Some(Told::Yes(promise)) => Some(promise),
                 Some(Told::No) | None => None,
             });
-        let (newest, is_decided) = newest(promises, self.now);
-        let (proposed, outcomes, is_changed) = self.make(newest);
-        if !is_changed && is_decided {
+        let (newest, is_decided) = newest(promises);
+        let (proposed, outcomes, is_news) = self.make(newest);
+        if !is_news && is_decided {
             self.outcomes = outcomes;
             return Some(self.finish());
         }
-        self.has_proposed |= is_changed;
+        self.has_proposed |= is_news;
         Some(self.give(proposed, outcomes, next()))
     }
 
@@ -299,6 +343,7 @@ impl UpdateOp {
         {
             let next = proposed.next.filter(|_| promised >= self.plan.need);
             self.standing = next.map(|ballot| Standing {
+                ring: self.plan.ring,
                 ballot,
                 promise: Promise {
                     record: Some(proposed.record),
@@ -378,6 +423,12 @@ impl UpdateOp {
         (outcomes.collect(), self.standing)
     }
 
+    /// The ballot that homes may have promised and that is used for nothing: they need not keep it.
+    #[must_use]
+    pub fn unused(&self) -> Option<Version> {
+        self.is_unused.then_some(self.ballot)
+    }
+
     /// How many rounds it took, or has taken so far.
     #[must_use]
     pub const fn rounds(&self) -> u32 {
@@ -430,6 +481,7 @@ impl UpdateOp {
         outcomes: Vec<Updated>,
         next: Option<Version>,
     ) -> UpdateAction {
+        self.is_unused = false;
         self.phase = Phase::Giving {
             proposed: Proposed { next, ..proposed },
             outcomes,
@@ -438,7 +490,8 @@ impl UpdateOp {
         UpdateAction::Accept
     }
 
-    /// Makes the updates on a state.
+    /// Makes the updates on a state. Whether a majority has to take what comes of it: they change
+    /// something, or what they tell has to be noted.
     fn make(&self, on: Promise) -> (Proposed, Vec<Updated>, bool) {
         let Promise {
             record,
@@ -450,6 +503,7 @@ impl UpdateOp {
             limit: &Limit::of_steps(),
         };
         let mut state = State::of(record.as_ref(), self.now);
+        let mut is_news = false;
         let outcomes =
             self.of
                 .iter()
@@ -458,33 +512,43 @@ impl UpdateOp {
                     Verdict::Unknown if self.has_proposed => Updated::Unknown,
                     Verdict::Unknown => Updated::TooOld,
                     Verdict::NotMade => {
-                        let was_changed = state.is_changed();
                         state.set_changed(false);
                         let changes = updates.changes.iter();
                         let replies: Vec<Reply> = changes
                             .map(|change| change.make(&mut state, context))
                             .collect();
-                        if state.is_changed() {
+                        if state.is_changed() || self.is_open(updates) {
                             lineage.add(updates.id, self.ballot.hlc, &replies);
+                            is_news = true;
                         }
-                        state.set_changed(state.is_changed() || was_changed);
                         Updated::Made(Some(replies))
                     }
                 });
         let outcomes = outcomes.collect();
-        let is_changed = state.is_changed();
         let proposed = Proposed {
             record: state.record(self.ballot),
             lineage,
+            base: None,
             next: None,
         };
-        (proposed, outcomes, is_changed)
+        (proposed, outcomes, is_news)
+    }
+
+    /// Whether all updates were begun before a ballot.
+    fn is_before(&self, ballot: Version) -> bool {
+        self.of.iter().all(|updates| updates.begun <= ballot.hlc)
+    }
+
+    /// Whether updates may still be made from elsewhere, or by a result of this very operation.
+    fn is_open(&self, updates: &Updates) -> bool {
+        let is_look = |change: &Change| matches!(change, Change::Look);
+        (updates.is_open || self.has_proposed) && !updates.changes.iter().all(is_look)
     }
 }
 
 /// The newest of what homes hold, and whether that is decided: all of them hold it, and they are a
 /// majority.
-fn newest(promises: impl Iterator<Item = Promise>, now: Millis) -> (Promise, bool) {
+fn newest(promises: impl Iterator<Item = Promise>) -> (Promise, bool) {
     let stamp = |promise: &Promise| promise.record.as_ref().map(Record::stamp);
     let mut stamps: Replicas<Option<Stamp>> = Replicas::new();
     let mut floor = HlcTime(0);
@@ -516,12 +580,7 @@ fn newest(promises: impl Iterator<Item = Promise>, now: Millis) -> (Promise, boo
         newest.lineage = Lineage::unknown_until(floor.max(newest.lineage.known_from()));
     }
     let held = stamp(&newest);
-    // What has ended cannot come back.
-    let is_over = newest
-        .record
-        .as_ref()
-        .is_some_and(|record| record.is_expired(now));
-    let is_decided = is_over || stamps.iter().all(|stamp| *stamp == held);
+    let is_decided = stamps.iter().all(|stamp| *stamp == held);
     (newest, is_decided)
 }
 

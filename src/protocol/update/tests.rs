@@ -7,6 +7,7 @@ const PLAN: UpdatePlan = UpdatePlan {
     homes: 3,
     need: 2,
     value_bytes_max: 1_000,
+    ring: 7,
 };
 
 fn version(hlc: u64) -> Version {
@@ -24,6 +25,7 @@ fn updates(sequence: u64, commands: &[&'static str]) -> Updates {
             sequence,
         },
         begun: HlcTime(10),
+        is_open: false,
         changes: commands.iter().map(change).collect(),
     }
 }

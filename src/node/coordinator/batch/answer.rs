@@ -23,6 +23,7 @@ impl Batch {
             replica,
             what,
         } = expected;
+        let is_read = matches!(state.items[item].operation, Op::Read(_));
         let Some(op) = state.items[item].read_mut() else {
             return;
         };
@@ -34,12 +35,16 @@ impl Batch {
                 // What no other replica would take is no answer either.
                 Err(refusal) => op.on_failed(replica, Some(refusal), &mut actions),
             },
-            // It holds something newer, or will. That may have been made without what was read, of which
-            // nobody is to know then; a strict read has to find out.
-            (What::Repaired, Reply::Written(Written::Superseded(_) | Written::Promised(_)))
-                if op.is_strict() =>
-            {
+            // It holds something newer. That may have been made without what was read, of which nobody is to
+            // know then; a strict read has to find out.
+            (What::Repaired, Reply::Written(Written::Superseded(_))) if op.is_strict() => {
                 op.on_failed(replica, None, &mut actions);
+                is_in_the_way = true;
+            }
+            // An update is being made there, perhaps of an older state than what was read: unless a quorum
+            // takes that, it may be gone in a moment, and must not be seen. It is read again as an update.
+            (What::Repaired, Reply::Written(Written::Promised(_))) if is_read => {
+                op.on_promised(replica, &mut actions);
                 is_in_the_way = true;
             }
             (What::Repaired, Reply::Written(_)) => op.on_repaired(replica, &mut actions),
