@@ -58,7 +58,11 @@ impl Store {
         let mut group = self.group_mut(key.partition);
         let group = &mut *group;
         let flushed = self.flushes.of(key.bytes).unwrap_or_default();
-        let floor = group.promises.floor().max(oldest(now.millis())).max(flushed);
+        let floor = group
+            .promises
+            .floor()
+            .max(oldest(now.millis()))
+            .max(flushed);
         if ballot <= floor {
             return Promised::Refused { by: floor };
         }
@@ -130,7 +134,11 @@ impl Store {
         let mut group = self.group_mut(key.partition);
         let group = &mut *group;
         let flushed = self.flushes.of(key.bytes).unwrap_or_default();
-        let floor = group.promises.floor().max(oldest(now.millis())).max(flushed);
+        let floor = group
+            .promises
+            .floor()
+            .max(oldest(now.millis()))
+            .max(flushed);
         if ballot <= floor {
             return Accepted::Refused { by: floor };
         }
@@ -451,7 +459,10 @@ mod tests {
             };
             store.accept(KEY, proposal, now())
         };
-        assert!(matches!(give(), Accepted::Refused { .. }), "nothing is held");
+        assert!(
+            matches!(give(), Accepted::Refused { .. }),
+            "nothing is held"
+        );
         accept(&store, 5, Some(7));
         let expiry = Expiry {
             version: version(7),

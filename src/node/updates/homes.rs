@@ -177,7 +177,7 @@ impl<'a> Homes<'a> {
     }
 }
 
-fn promise(record: Option<Record>, lineage: Option<&[u8]>, floor: HlcTime) -> Promise {
+pub(super) fn promise(record: Option<Record>, lineage: Option<&[u8]>, floor: HlcTime) -> Promise {
     let lineage = match (&record, lineage) {
         (Some(record), Some(lineage)) => Lineage::decode(lineage, record.version.hlc),
         (Some(record), None) => Lineage::unknown_until(record.version.hlc),

@@ -158,7 +158,10 @@ impl Updater {
         while let Some(pending) = queue.front() {
             // What becomes of a script that takes too long must not become of the others.
             let is_script = |pending: &Pending| pending.change.is_script();
-            if taken.first().is_some_and(|first| is_script(first) != is_script(pending)) {
+            if taken
+                .first()
+                .is_some_and(|first| is_script(first) != is_script(pending))
+            {
                 break;
             }
             bytes += pending.change.bytes();
@@ -540,3 +543,6 @@ const BEGUN_AHEAD_MAX: Duration = Duration::from_millis(5);
 const AVOIDED_FOR: Duration = Duration::from_secs(1);
 const PAUSE_MIN: Duration = Duration::from_millis(10);
 const PAUSE_MAX: Duration = Duration::from_millis(100);
+
+#[cfg(test)]
+mod tests;

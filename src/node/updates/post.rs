@@ -105,7 +105,9 @@ impl Post {
 fn bytes(operation: &Operation<'_>) -> usize {
     match operation {
         Operation::Accept(key, proposal, _) => {
-            let value = RecordRef::from(proposal.record).value.map_or(0, <[u8]>::len);
+            let value = RecordRef::from(proposal.record)
+                .value
+                .map_or(0, <[u8]>::len);
             key.len() + value + proposal.lineage.len() + OVERHEAD_BYTES
         }
         Operation::Promise(key, ..) | Operation::Release(key, ..) => key.len() + OVERHEAD_BYTES,

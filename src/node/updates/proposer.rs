@@ -417,7 +417,9 @@ impl Proposer {
         }
         let parts = &self.0.parts;
         let ahead = parts.env.clock.wall().saturating_add(RESERVED_AHEAD);
-        let least = HlcTime::from_millis(ahead).0.max(present.hlc.0 + RESERVED_STEP);
+        let least = HlcTime::from_millis(ahead)
+            .0
+            .max(present.hlc.0 + RESERVED_STEP);
         let step = |last: u64| Some(least.max(last + 1));
         // `step` always returns Some, so both arms hold the value before the update.
         let reserved = &self.0.reserved;

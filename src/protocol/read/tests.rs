@@ -445,3 +445,31 @@ proptest! {
         prop_assert!(asked.iter().all(|&replica| held[replica] == held[asked[0]]));
     }
 }
+
+#[test]
+fn a_value_that_a_promise_keeps_out_elsewhere_is_not_the_answer() {
+    let mut op = ReadOp::new(3, plan(2, Want::Record));
+    reply(&mut op, 0, 5);
+    let repair = ReadAction::Repair { replica: 1 };
+    assert_eq!(reply(&mut op, 1, 3), [repair]);
+    let mut actions = Vec::new();
+    op.on_promised(1, &mut actions);
+    assert_eq!((actions, op.outcome()), (vec![], None));
+    let repair = ReadAction::Repair { replica: 2 };
+    assert_eq!(reply(&mut op, 2, 3), [repair]);
+    let mut actions = Vec::new();
+    op.on_promised(2, &mut actions);
+    assert_eq!(actions, [ReadAction::Finished]);
+    assert!(matches!(op.outcome(), Some(Err(_))));
+}
+
+#[test]
+fn a_value_that_a_quorum_takes_is_the_answer_whatever_another_has_promised() {
+    let mut op = ReadOp::new(3, plan(2, Want::Record));
+    reply(&mut op, 0, 5);
+    reply(&mut op, 1, 3);
+    let mut actions = Vec::new();
+    op.on_promised(1, &mut actions);
+    assert_eq!(reply(&mut op, 2, 5), [ReadAction::Finished]);
+    assert_eq!(op.outcome(), Some(&Ok(summary(5))));
+}

@@ -173,7 +173,11 @@ mod tests {
         let mut lineage = Lineage::default();
         let reply = Reply::Bulk(vec![b'x'; REPLIES_BYTES_MAX / 2 - 8].into());
         for coordinator in 0..16 {
-            lineage.add(id(coordinator, 1), HlcTime(10), std::slice::from_ref(&reply));
+            lineage.add(
+                id(coordinator, 1),
+                HlcTime(10),
+                std::slice::from_ref(&reply),
+            );
         }
         assert!(lineage.encode().len() < 2 * REPLIES_BYTES_MAX);
         // What was told of the first is lost; that they are made is not.

@@ -277,3 +277,129 @@ fn of_transactions_on_what_was_seen_together_the_first_one_is_made() {
     let second = Updated::Made(Some(vec![Reply::Nil]));
     assert_eq!(outcomes, [first, second]);
 }
+
+/// The state that a ballot stands on: an update was made under 20, and 30 was promised with it.
+fn standing() -> (Standing, Proposed) {
+    let next = || Some(version(30));
+    let mut op = begun(vec![incr(1)], 20);
+    op.on_promise(0, version(20), nothing(), next);
+    op.on_promise(1, version(20), nothing(), next);
+    let proposed = op.proposal().unwrap().clone();
+    op.on_accepted(0, version(20), true);
+    op.on_accepted(1, version(20), true);
+    (op.outcomes().1.unwrap(), proposed)
+}
+
+#[test]
+fn a_standing_ballot_serves_only_what_was_begun_before_it() {
+    let (standing, before) = standing();
+    let at = |begun| Updates {
+        begun: HlcTime(begun),
+        ..incr(2)
+    };
+    let mut op = UpdateOp::new(PLAN, vec![at(30)]);
+    let action = op.begin_standing(standing.clone(), Millis(6), no_next);
+    assert_eq!(action, UpdateAction::Accept);
+    // It is taken only where the state that it was promised with is still held.
+    assert_eq!(op.proposal().unwrap().base, Some(before.record.stamp()));
+    let mut op = UpdateOp::new(PLAN, vec![at(31)]);
+    let action = op.begin_standing(standing.clone(), Millis(6), no_next);
+    assert!(matches!(action, UpdateAction::Again { past, .. } if past == version(30)));
+    // Nor one of another ring.
+    let plan = UpdatePlan { ring: 8, ..PLAN };
+    let mut op = UpdateOp::new(plan, vec![at(30)]);
+    let action = op.begin_standing(standing, Millis(6), no_next);
+    assert!(matches!(action, UpdateAction::Again { .. }));
+}
+
+#[test]
+fn an_update_made_under_a_standing_ballot_is_not_made_again_where_its_lineage_is_lost() {
+    let (standing, _) = standing();
+    let second = Updates {
+        begun: HlcTime(25),
+        ..incr(2)
+    };
+    let mut op = UpdateOp::new(PLAN, vec![second.clone()]);
+    op.begin_standing(standing, Millis(6), no_next);
+    // A plain read repairs the others with it, and its proposer is gone.
+    let repaired = Promise {
+        record: Some(op.proposal().unwrap().record.clone()),
+        lineage: Lineage::unknown_until(HlcTime(30)),
+    };
+    let again = Updates {
+        is_open: true,
+        ..second
+    };
+    let mut op = begun(vec![again], 40);
+    op.on_promise(1, version(40), repaired.clone(), no_next);
+    op.on_promise(2, version(40), repaired, no_next);
+    assert_eq!(only(op), Updated::TooOld);
+}
+
+#[test]
+fn what_changes_nothing_is_noted_when_another_home_may_still_make_it() {
+    let set = |is_open| Updates {
+        is_open,
+        ..updates(1, &["SET k mine NX\r\n"])
+    };
+    let mut op = begun(vec![set(true)], 20);
+    op.on_promise(0, version(20), holds(5, "theirs"), no_next);
+    let action = op.on_promise(1, version(20), holds(5, "theirs"), no_next);
+    assert_eq!(action, Some(UpdateAction::Accept));
+    let noted = op.proposal().unwrap().clone();
+    op.on_accepted(0, version(20), false);
+    op.on_accepted(1, version(20), false);
+    assert_eq!(only(op), Updated::Made(Some(vec![Reply::Nil])));
+    // The lock is released by another update, then the first home wakes up.
+    let release = Updates {
+        id: UpdateId {
+            coordinator: NodeTag(3),
+            sequence: 1,
+        },
+        ..updates(1, &["GETDEL k\r\n"])
+    };
+    let noted = Promise {
+        record: Some(noted.record),
+        lineage: noted.lineage,
+    };
+    let mut op = begun(vec![release], 30);
+    op.on_promise(0, version(30), noted.clone(), no_next);
+    op.on_promise(1, version(30), noted, no_next);
+    let released = op.proposal().unwrap().clone();
+    let released = Promise {
+        record: Some(released.record),
+        lineage: released.lineage,
+    };
+    let mut op = begun(vec![set(false)], 40);
+    op.on_promise(0, version(40), released.clone(), no_next);
+    let action = op.on_promise(1, version(40), released, no_next);
+    assert_eq!(action, Some(UpdateAction::Finished), "nothing is made");
+    assert_eq!(only(op), Updated::Made(Some(vec![Reply::Nil])));
+}
+
+#[test]
+fn what_has_expired_undecided_is_decided_before_anything_depends_on_it() {
+    let expired = Promise {
+        record: Some(Record::value(
+            version(8),
+            Some(Millis(3)),
+            Bytes::from_static(b"new"),
+        )),
+        lineage: Lineage::default(),
+    };
+    let set = || vec![updates(1, &["SET k x XX\r\n"])];
+    let mut op = begun(set(), 20);
+    op.on_promise(0, version(20), expired.clone(), no_next);
+    let action = op.on_promise(1, version(20), holds(5, "old"), no_next);
+    assert_eq!(action, Some(UpdateAction::Accept));
+    assert_eq!(value(&op), b"-");
+    op.on_accepted(0, version(20), false);
+    op.on_accepted(1, version(20), false);
+    assert_eq!(only(op), Updated::Made(Some(vec![Reply::Nil])));
+    // Where a majority holds it, it is decided.
+    let mut op = begun(set(), 20);
+    op.on_promise(0, version(20), expired.clone(), no_next);
+    let action = op.on_promise(1, version(20), expired, no_next);
+    assert_eq!(action, Some(UpdateAction::Finished));
+    assert_eq!(op.unused(), Some(version(20)));
+}
