@@ -25,7 +25,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 pub(in crate::node) use self::proposer::Parts;
 pub use self::proposer::{Proposer, ProposerStats};
 use crate::env::Clock;
-use crate::model::{HlcTime, NodeTag};
+use crate::model::{HlcTime, Millis, NodeTag};
 use crate::net::{CallError, LARGE_BYTES, Lane, Operations, ReplySink, Response};
 use crate::node::hedging::late_after;
 use crate::node::replica::Replica;
@@ -360,8 +360,11 @@ impl Updater {
     fn begun(&self) -> HlcTime {
         let parts = &self.0.parts;
         let wall = parts.env.clock.wall();
+        let now = parts.clock.tick(wall);
         let latest = HlcTime::from_millis(wall.saturating_add(BEGUN_AHEAD_MAX));
-        self.begin_at(parts.clock.tick(wall).min(latest))
+        // A wall clock far behind what was seen is wrong, or others are.
+        let least = now.0.saturating_sub(BEGUN_BEHIND_MAX);
+        self.begin_at(HlcTime(now.min(latest).0.max(least)))
     }
 
     /// The same after all that this node has seen, for what began before something that was.
@@ -540,6 +543,8 @@ const PATIENCE: u32 = 2;
 const CUT_OFF_FOR: Duration = Duration::from_millis(100);
 /// Less than ballots that stand are ahead, by more than clocks usually differ.
 const BEGUN_AHEAD_MAX: Duration = Duration::from_millis(5);
+/// As far as ballots that stand can have moved the hybrid clock.
+const BEGUN_BEHIND_MAX: u64 = HlcTime::from_millis(Millis(25)).0;
 const AVOIDED_FOR: Duration = Duration::from_secs(1);
 const PAUSE_MIN: Duration = Duration::from_millis(10);
 const PAUSE_MAX: Duration = Duration::from_millis(100);
