@@ -156,6 +156,10 @@ settings! {
         /// take; beyond, the clients that hold most are closed. One command of 4 times
         /// `max_value_bytes` is allowed in any case.
         client_input_bytes_max: ByteSize = "256MiB", like "1GiB", within "1MiB" to "1TiB";
+
+        /// A client that leaves replies or messages unread for this long is closed. Until then
+        /// nothing more is carried out for it.
+        pub unread_timeout: Duration = "60s", like "10s", within "100ms" to "1h";
     }
 
     "Other nodes and tools" {
@@ -351,7 +355,7 @@ pub(super) fn is_reloadable(key: &str) -> bool {
     RELOADABLE.contains(&key)
 }
 
-pub(super) const RELOADABLE: [&str; 21] = [
+pub(super) const RELOADABLE: [&str; 22] = [
     "ca_file",
     "cert_file",
     "key_file",
@@ -370,6 +374,7 @@ pub(super) const RELOADABLE: [&str; 21] = [
     "client_timeout",
     "unfinished_timeout",
     "client_input_bytes_max",
+    "unread_timeout",
     "log",
     "slowlog_threshold",
     "slowlog_keys",

@@ -188,6 +188,15 @@ pub struct RecordRef<'a> {
 }
 
 impl RecordRef<'_> {
+    /// The length of its value in bytes; 0: a tombstone.
+    #[must_use]
+    pub const fn value_bytes(&self) -> usize {
+        match self.value {
+            Some(value) => value.len(),
+            None => 0,
+        }
+    }
+
     /// What orders this record.
     #[must_use]
     pub const fn stamp(&self) -> Stamp {

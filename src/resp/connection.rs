@@ -165,8 +165,13 @@ pub enum ClientCommand<'a> {
     NoTouch(bool),
     /// `CLIENT KILL`
     Kill(KillFilter<'a>),
-    /// `CLIENT PAUSE`, in milliseconds
-    Pause(u64),
+    /// `CLIENT PAUSE`
+    Pause {
+        /// For so many milliseconds.
+        ms: u64,
+        /// Commands that only read as well.
+        is_of_all: bool,
+    },
     /// `CLIENT UNPAUSE`
     Unpause,
     /// `CLIENT UNBLOCK`: nobody ever is.

@@ -46,6 +46,11 @@ impl<'a> Encoder<'a> {
         self.out.extend_from_slice(b"\r\n");
     }
 
+    /// The start of any bytes: so many of them and a line break follow.
+    pub fn bulk_start(&mut self, bytes: usize) {
+        self.length(b'$', bytes);
+    }
+
     /// Text for people: `INFO` and the like.
     pub fn verbatim(&mut self, text: &str) {
         match self.protocol {

@@ -230,10 +230,12 @@ fn pause(args: Args<'_>) -> Result<ClientCommand<'_>, CommandError> {
         .and_then(integer)
         .ok_or(CommandError::TimeoutNumber)?;
     let ms = u64::try_from(ms).map_err(|_negative| CommandError::NegativeTimeout)?;
-    match args.get(3).map(<[u8]>::to_ascii_uppercase).as_deref() {
-        None | Some(b"ALL" | b"WRITE") => Ok(ClientCommand::Pause(ms)),
-        Some(_) => Err(CommandError::PauseMode),
-    }
+    let is_of_all = match args.get(3).map(<[u8]>::to_ascii_uppercase).as_deref() {
+        None | Some(b"ALL") => true,
+        Some(b"WRITE") => false,
+        Some(_) => return Err(CommandError::PauseMode),
+    };
+    Ok(ClientCommand::Pause { ms, is_of_all })
 }
 
 fn wrong_arity(command: &str, name: &[u8]) -> CommandError {

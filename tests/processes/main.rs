@@ -28,6 +28,10 @@ mod sequences;
 #[cfg(test)]
 mod sloppy;
 #[cfg(test)]
+mod transactions;
+#[cfg(test)]
 mod trust;
+#[cfg(test)]
+mod unread;
 #[cfg(test)]
 mod updates;

@@ -135,6 +135,7 @@ pub(super) fn resp_config(settings: &Settings) -> anyhow::Result<resp_server::Co
         connections_max: u64::from(settings.connections_max),
         idle_max: settings.client_timeout().unwrap_or_default(),
         unfinished_max: settings.unfinished_timeout,
+        write_max: settings.unread_timeout,
         value_bytes_max: usize::try_from(settings.max_value_bytes.0)?,
         input_bytes_max: usize::try_from(settings.client_input_bytes_max())?,
         slow: SlowRules {

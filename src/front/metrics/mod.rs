@@ -169,7 +169,7 @@ impl Snapshot {
     }
 
     /// Counters of the RESP door.
-    fn door_counters(&self) -> [Counter; 8] {
+    fn door_counters(&self) -> [Counter; 10] {
         let stats = self.metrics.resp.stats();
         let counter = |name, help, counter| Counter {
             name,
@@ -204,6 +204,16 @@ impl Snapshot {
                 "connections_refused",
                 "Clients over the limit",
                 &stats.connections_refused,
+            ),
+            counter(
+                "unread_closed",
+                "Clients closed for not reading",
+                &stats.unread_closed,
+            ),
+            counter(
+                "replies_cut",
+                "Clients closed in the middle of a reply",
+                &stats.replies_cut,
             ),
         ]
     }

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::sync::atomic::Ordering;
 
 use super::Shared;
+use super::plan::VALUES_BYTES_MAX;
 use crate::model::Database;
 use crate::resp::{Args, CommandKind, REDIS_VERSION, matches};
 
@@ -45,6 +46,15 @@ fn settings(shared: &Shared) -> Vec<(&'static str, String)> {
     let config = shared.config();
     vec![
         ("appendonly", "no".to_owned()),
+        (
+            "client-output-buffer-limit",
+            // Nobody has more waiting than the second number, for so many seconds at most: nothing more
+            // is carried out for a client before it has read that.
+            format!(
+                "normal 0 {VALUES_BYTES_MAX} {seconds} slave 0 0 0 pubsub 0 0 0",
+                seconds = config.write_max.as_secs().max(1),
+            ),
+        ),
         ("databases", Database::COUNT.to_string()),
         ("maxclients", config.connections_max.to_string()),
         ("maxmemory", "0".to_owned()),

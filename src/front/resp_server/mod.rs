@@ -2,16 +2,42 @@
 //!
 //! A task a connection. What a client sends in one go is carried out in one go: a plan of requests
 //! for the coordinator, or at once where this node is alone in its ring.
+//!
+//! # What a request may cost
+//!
+//! Time and memory grow with the bytes that a client has sent or has read, never with a number in them.
+//!
+//! - **A command** is held until it is complete: at most `request_bytes_max`, four values of the longest
+//!   kind (see `Config::limits`), 1,048,576 words.
+//! - **A plan** is carried out when it has 256 steps or replies, or 1 MiB of keys and values (`plan`). One
+//!   command of many keys goes through the coordinator 1,024 keys at a time, about a kilobyte of state each.
+//! - **Values read**: 1 MiB at a time, or one value; the next ones are read when the client has taken
+//!   those. Nobody has to know how long they are: what does not fit is read again in its turn. Of updates
+//!   whose replies may hold a value 16 are carried out together, fewer after long replies.
+//! - **Replies**: 64 KiB are gathered, then sent. While a client does not read, nothing more is read from
+//!   it or carried out for it; after `unread_timeout` without 64 KiB of progress it is closed. A reply of
+//!   several keys that has begun and cannot be finished ends with the connection, so that no value is
+//!   ever made up.
+//! - **All clients that do not read**: 256 MiB; beyond that the one that has not read for longest is closed
+//!   (`unread`).
+//! - **A transaction** is queued as bytes: `request_bytes_max` in all. A script by its name is queued as its
+//!   source and counts as that.
+//! - **A turn** of one connection ends after 256 KiB sent: others come in between. A command on one node
+//!   that has more than 256 keys is carried out in parts as well.
+//! - **A line of `MONITOR`** has 4 KiB and one more word of at most 4 KiB.
 
 mod clients;
 mod command_info;
 mod connection;
+mod executor;
 mod info;
 mod inputs;
 mod keys;
 mod levels;
 mod listening;
 mod login;
+mod output;
+mod pause;
 mod plan;
 mod reading;
 mod replies;
@@ -21,18 +47,20 @@ mod server;
 mod session;
 mod slowlog;
 mod stats;
+mod transaction;
+mod unread;
 
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use rustls::ServerConfig;
 use thiserror::Error;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -46,10 +74,13 @@ use self::levels::Door;
 pub use self::levels::LevelRules;
 use self::login::Logins;
 pub use self::login::{Password, PasswordError};
+use self::output::Socket;
+use self::pause::Pause;
 use self::scripts::Scripts;
 use self::slowlog::SlowLog;
 pub use self::slowlog::{SlowEntry, SlowRules};
 pub use self::stats::{BOUNDS_US, Latencies, RespStats};
+use self::unread::Unread;
 use super::channels::Channels;
 use super::places::{Places, Source};
 use super::unix::bind_unix;
@@ -74,6 +105,8 @@ pub struct Config {
     pub idle_max: Duration,
     /// How long a command may be unfinished.
     pub unfinished_max: Duration,
+    /// How long a client may leave what waits for it unread.
+    pub write_max: Duration,
     /// The longest value, in bytes.
     pub value_bytes_max: usize,
     /// What all clients together may have sent and not finished, in bytes.
@@ -163,8 +196,8 @@ struct Shared {
     handshakes: Arc<Places>,
     scripts: Scripts,
     channels: Arc<Channels>,
-    /// Commands wait until then, by the wall clock in milliseconds.
-    paused_until: AtomicU64,
+    unread: Arc<Unread>,
+    pause: Pause,
 }
 
 impl RespServer {
@@ -211,7 +244,8 @@ impl RespServer {
             handshakes: Places::new(UNAUTHENTICATED_MAX, UNAUTHENTICATED_OF_SOURCE_MAX),
             scripts: Scripts::default(),
             channels,
-            paused_until: AtomicU64::new(0),
+            unread: Arc::default(),
+            pause: Pause::default(),
         });
         if let Some(listener) = tcp {
             env.tasks.spawn(Arc::clone(&shared).accept_tcp(listener));
@@ -397,7 +431,7 @@ impl Shared {
     /// Starts a connection's task, or tells it that there are too many.
     async fn serve<S>(self: &Arc<Self>, mut stream: S, ends: Ends)
     where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        S: Socket + 'static,
     {
         let stats = &self.stats;
         stats.connections_accepted.fetch_add(1, Ordering::Relaxed);
@@ -422,10 +456,9 @@ impl Shared {
                 shared: &shared,
                 client: Arc::clone(&client),
             };
-            let mut draining = shared.draining.subscribe();
-            Connection::new(&shared, client, (ends.door, ends.peer_ip))
-                .run(stream, &mut draining)
-                .await;
+            let door = (ends.door, ends.peer_ip);
+            let connection = Connection::new(&shared, client, door, Box::new(stream));
+            Box::pin(connection.run()).await;
             drop(open);
         });
     }

@@ -1,7 +1,9 @@
 //! From commands to requests for the coordinator, and from outcomes to replies.
 //!
 //! A plan holds what one client has sent in one go. Keys and values are copied once, into the
-//! plan's own buffer, so that the read buffer is free for what comes next.
+//! plan's own buffer, so that the read buffer is free for what comes next. It is carried out in
+//! parts: no more values are read than fit [`VALUES_BYTES_MAX`] before the client has read those
+//! before them.
 
 use std::ops::Range;
 
@@ -10,14 +12,17 @@ use tokio::time::Instant;
 
 use crate::env::Clock;
 use crate::model::{Database, Kind, Level, Levels, Millis};
-use crate::node::coordinator::{Action, Coordinator, Local, Outcome, Ran, Request, RequestError};
+use crate::node::coordinator::{
+    Action, Coordinator, Local, Outcome, Request, RequestError, Stream,
+};
 use crate::protocol::QuorumNotMet;
-use crate::resp::{CommandKind, DataCommand, Encoder};
+use crate::resp::{CommandKind, DataCommand, Encoder, Protocol};
 use crate::update::{Change, WRONG_TYPE, moment};
 use crate::wire::Refusal;
 
 use super::clients::Client;
-use super::replies::{Shape, count_read, encode, error_text};
+use super::output::{Closed, Output};
+use super::replies::{Shape, count_read, counts, encode, encode_value, error_text};
 use super::slowlog::{SlowEntry, SlowLog, SlowRules};
 use super::stats::{RespStats, Tally};
 
@@ -31,8 +36,21 @@ pub(super) struct Plan {
     buffer: Vec<u8>,
     steps: Vec<Step>,
     replies: Vec<Planned>,
-    /// Key and level of what is being carried out.
-    asked: Vec<(Range<usize>, Level)>,
+    /// It has a command that changes something.
+    has_writes: bool,
+    /// How many updates it has whose replies may hold a value.
+    telling: usize,
+    /// How many of those may be carried out together: fewer where values are long.
+    telling_max: TellingMax,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct TellingMax(usize);
+
+impl Default for TellingMax {
+    fn default() -> Self {
+        Self(TELLING_MAX)
+    }
 }
 
 /// Where it is noted what became of commands.
@@ -128,7 +146,15 @@ impl Plan {
 
     /// Whether it is time to carry it out before more is added.
     pub(super) fn is_full(&self) -> bool {
-        self.steps.len() >= STEPS_MAX || self.buffer.len() >= BUFFER_BYTES_MAX
+        self.steps.len() >= STEPS_MAX
+            || self.replies.len() >= STEPS_MAX
+            || self.buffer.len() >= BUFFER_BYTES_MAX
+            || self.telling >= self.telling_max.0
+    }
+
+    /// Whether nothing in it changes anything.
+    pub(super) const fn is_read_only(&self) -> bool {
+        !self.has_writes
     }
 
     /// The keys of commands are those of this database from now on.
@@ -149,6 +175,8 @@ impl Plan {
         now: Millis,
     ) {
         let first = self.steps.len();
+        self.has_writes |= !is_read(&command);
+        self.telling += usize::from(tells_value(kind));
         let shape = match command {
             DataCommand::Get { key } => self.step(key, Verb::Get, Shape::Value),
             DataCommand::Set { key, value, expiry } => {
@@ -213,66 +241,45 @@ impl Plan {
         (coordinator, levels): (&Coordinator, LevelsOf<'_>),
         now: Millis,
         counters: Counters<'_>,
-        reply: &mut Encoder<'_>,
+        out: (&mut Output, Protocol),
     ) -> u64 {
         // One copy of what the client sent, shared by all its requests.
         let buffer = Bytes::from(std::mem::take(&mut self.buffer));
-        self.asked.clear();
-        let requests = self.steps.drain(..).map(|step| {
-            let action = match step.verb {
-                Verb::Get => Action::Get,
-                Verb::Look => Action::Look,
-                Verb::Set { value, expires_at } => Action::Set {
-                    value: buffer.slice(value),
-                    expires_at,
-                },
-                Verb::Delete => Action::Delete,
-                Verb::Expire { at } => Action::Expire { at },
-                Verb::Update { request } => Action::Update(Change::Command(buffer.slice(request))),
-            };
-            let span = step.key.clone();
-            let key = buffer.slice(step.key);
-            let (levels, is_sloppy) = levels(Database::split(&key).1);
-            let level = match action {
-                Action::Get | Action::Look => levels.read,
-                Action::Set { .. } | Action::Delete | Action::Expire { .. } | Action::Update(_) => {
-                    levels.write
-                }
-            };
-            self.asked.push((span, level));
-            Request {
-                key,
-                action,
-                level,
-                is_sloppy,
-            }
-        });
-        let Ran {
-            outcomes,
-            sloppy_writes,
-        } = coordinator.run(requests.collect()).await;
-        for planned in self.replies.drain(..) {
+        let steps = std::mem::take(&mut self.steps);
+        let mut replies = std::mem::take(&mut self.replies);
+        self.has_writes = false;
+        self.telling = 0;
+        let requests = steps.iter().map(|step| step.request(&buffer, levels));
+        let mut run = Run {
+            coordinator,
+            levels,
+            now,
+            counters,
+            output: out.0,
+            protocol: out.1,
+            buffer: &buffer,
+            steps: &steps,
+            told_bytes: 0,
+            stream: coordinator.stream(requests, VALUES_BYTES_MAX),
+        };
+        for planned in replies.drain(..) {
             match planned {
-                Planned::Command { kind, shape, steps } => {
-                    let stats = counters.stats;
-                    let level = self.asked.get(steps.start).map(|(_, level)| *level);
-                    let outcomes = &outcomes[steps.clone()];
-                    let failed = encode((outcomes, &buffer), shape, now, stats, reply);
-                    stats.count(kind, failed.is_none());
-                    counters.tally.add(kind, level);
-                    if let Some((place, error)) = failed {
-                        let (span, level) = &self.asked[steps.start + place];
-                        let failed = Failed {
-                            kind,
-                            level: *level,
-                            key: &buffer[span.clone()],
-                            error,
-                        };
-                        counters.note_failure(coordinator, &failed, now);
-                    }
-                }
-                Planned::Error(text) => reply.error(&text),
+                Planned::Command { kind, shape, steps } => run.command(kind, shape, steps).await,
+                Planned::Error(text) => run.reply().error(&text),
             }
+            run.output.relieve().await;
+            if run.output.closed().is_some() {
+                // There is nobody who could learn what came of the rest.
+                break;
+            }
+        }
+        let told_bytes = run.told_bytes;
+        let sloppy_writes = run.stream.sloppy_writes();
+        self.telling_max = self.telling_max.after(told_bytes);
+        (self.steps, self.replies) = (steps, replies);
+        self.steps.clear();
+        if self.steps.capacity() > 2 * STEPS_MAX {
+            self.steps = Vec::new();
         }
         sloppy_writes
     }
@@ -295,22 +302,321 @@ impl Plan {
     }
 }
 
+impl TellingMax {
+    /// After updates that replied with so many bytes.
+    fn after(self, bytes: usize) -> Self {
+        Self(match bytes > VALUES_BYTES_MAX {
+            true => (self.0 / 4).max(1),
+            false => (2 * self.0).min(TELLING_MAX),
+        })
+    }
+}
+
+impl Step {
+    fn request(&self, buffer: &Bytes, levels: LevelsOf<'_>) -> Request {
+        let action = match &self.verb {
+            Verb::Get => Action::Get,
+            Verb::Look => Action::Look,
+            Verb::Set { value, expires_at } => Action::Set {
+                value: buffer.slice(value.clone()),
+                expires_at: *expires_at,
+            },
+            Verb::Delete => Action::Delete,
+            Verb::Expire { at } => Action::Expire { at: *at },
+            Verb::Update { request } => {
+                Action::Update(Change::Command(buffer.slice(request.clone())))
+            }
+        };
+        let (level, is_sloppy) = self.level(buffer, levels);
+        Request {
+            key: buffer.slice(self.key.clone()),
+            action,
+            level,
+            is_sloppy,
+        }
+    }
+
+    /// Its level, and whether others may stand in.
+    fn level(&self, buffer: &[u8], levels: LevelsOf<'_>) -> (Level, bool) {
+        let (levels, is_sloppy) = levels(Database::split(&buffer[self.key.clone()]).1);
+        let level = match self.verb {
+            Verb::Get | Verb::Look => levels.read,
+            Verb::Set { .. } | Verb::Delete | Verb::Expire { .. } | Verb::Update { .. } => {
+                levels.write
+            }
+        };
+        (level, is_sloppy)
+    }
+}
+
+/// A plan being carried out.
+struct Run<'r, 'a, I> {
+    coordinator: &'r Coordinator,
+    levels: LevelsOf<'r>,
+    now: Millis,
+    counters: Counters<'a>,
+    output: &'r mut Output,
+    protocol: Protocol,
+    buffer: &'r Bytes,
+    steps: &'r [Step],
+    /// Bytes that updates replied with.
+    told_bytes: usize,
+    stream: Stream<'r, I>,
+}
+
+/// What came of a command of several keys.
+#[derive(Default)]
+struct Folded {
+    counted: i64,
+    failed: Option<(usize, RequestError)>,
+}
+
+impl<I: Iterator<Item = Request>> Run<'_, '_, I> {
+    /// Carries a command out and puts its reply into the output.
+    async fn command(&mut self, kind: CommandKind, shape: Shape, steps: Range<usize>) {
+        let count = steps.len();
+        let failed = match shape {
+            Shape::Values => self.values(steps.clone()).await,
+            Shape::Value => self.value().await,
+            Shape::Count if count > 1 => {
+                let folded = self.fold(count).await;
+                self.reply_folded(folded, |folded, reply| reply.integer(folded.counted))
+            }
+            Shape::Ok if count > 1 => {
+                let folded = self.fold(count).await;
+                self.reply_folded(folded, |_, reply| reply.simple("OK"))
+            }
+            shape => {
+                let mut outcomes = Outcomes::new();
+                for _ in 0..count {
+                    outcomes.extend(self.stream.next().await);
+                }
+                let before = self.output.len();
+                let (buffer, now, stats) = (self.buffer, self.now, self.counters.stats);
+                let is_update = matches!(shape, Shape::Update);
+                let failed = encode((&outcomes, buffer), shape, now, stats, &mut self.reply());
+                if is_update {
+                    self.told_bytes += self.output.len() - before;
+                }
+                failed
+            }
+        };
+        let first = self.steps.get(steps.start);
+        let level = first.map(|step| step.level(self.buffer, self.levels).0);
+        self.counters.stats.count(kind, failed.is_none());
+        self.counters.tally.add(kind, level);
+        if let Some((place, error)) = failed {
+            let step = &self.steps[steps.start + place];
+            let failed = Failed {
+                kind,
+                level: step.level(self.buffer, self.levels).0,
+                key: &self.buffer[step.key.clone()],
+                error,
+            };
+            self.counters
+                .note_failure(self.coordinator, &failed, self.now);
+        }
+    }
+
+    async fn value(&mut self) -> Option<(usize, RequestError)> {
+        let stats = self.counters.stats;
+        match self.stream.next().await {
+            Some(Outcome::Value(Some(value))) => {
+                count_read(stats, true);
+                self.output.bulk(&value, self.protocol).await;
+            }
+            Some(Outcome::Failed(error)) => {
+                self.reply().error(&error_text(error));
+                return Some((0, error));
+            }
+            outcome => outcome
+                .iter()
+                .for_each(|outcome| encode_value(outcome, true, stats, &mut self.reply())),
+        }
+        None
+    }
+
+    /// The values of several keys. Those that fit together are read before anything is sent: where one
+    /// cannot be read, the reply is an error.
+    async fn values(&mut self, steps: Range<usize>) -> Option<(usize, RequestError)> {
+        let (mut read, mut bytes) = (Vec::new(), 0);
+        while read.len() < steps.len() && bytes < VALUES_BYTES_MAX {
+            match self.stream.next().await {
+                Some(Outcome::Failed(error)) => {
+                    self.stream.skip(steps.len() - read.len() - 1);
+                    self.reply().error(&error_text(error));
+                    return Some((read.len(), error));
+                }
+                Some(outcome) => {
+                    bytes += value_bytes(&outcome);
+                    read.push(outcome);
+                }
+                None => break,
+            }
+        }
+        let rest = steps.start + read.len()..steps.end;
+        if let Some((place, error)) = self.look(rest.clone()).await {
+            self.stream.skip(rest.len());
+            self.reply().error(&error_text(error));
+            return Some((read.len() + place, error));
+        }
+        self.reply().array(steps.len());
+        for outcome in read {
+            self.send_value(outcome).await;
+        }
+        for place in rest {
+            if self.output.closed().is_some() {
+                break;
+            }
+            let mut outcome = self.stream.next().await;
+            if matches!(outcome, Some(Outcome::Failed(_))) {
+                // What is sent cannot be called back: it is given as long again.
+                let request = self.steps[place].request(self.buffer, self.levels);
+                outcome = self.coordinator.run(vec![request]).await.outcomes.pop();
+            }
+            match outcome {
+                Some(Outcome::Failed(error)) => {
+                    // Neither a value nor its absence may be made up: the client learns that the
+                    // reply is not whole.
+                    self.output.close(Closed::CutShort);
+                    return Some((place - steps.start, error));
+                }
+                Some(outcome) => self.send_value(outcome).await,
+                None => self.output.close(Closed::CutShort),
+            }
+        }
+        None
+    }
+
+    /// Whether keys can be read, before a reply is begun that takes several windows; the first that
+    /// cannot.
+    async fn look(&self, steps: Range<usize>) -> Option<(usize, RequestError)> {
+        let looks = self.steps[steps].iter().map(|step| Request {
+            action: Action::Look,
+            ..step.request(self.buffer, self.levels)
+        });
+        let mut looks = self.coordinator.stream(looks, VALUES_BYTES_MAX);
+        let mut place = 0;
+        while let Some(outcome) = looks.next().await {
+            if let Outcome::Failed(error) = outcome {
+                return Some((place, error));
+            }
+            place += 1;
+        }
+        None
+    }
+
+    async fn send_value(&mut self, outcome: Outcome) {
+        if let Outcome::Value(Some(value)) = &outcome {
+            count_read(self.counters.stats, true);
+            self.output.bulk(value, self.protocol).await;
+        } else {
+            let stats = self.counters.stats;
+            encode_value(&outcome, false, stats, &mut self.reply());
+        }
+        self.output.relieve().await;
+    }
+
+    /// Takes the outcomes of so many requests together, none of them kept.
+    async fn fold(&mut self, count: usize) -> Folded {
+        let mut folded = Folded::default();
+        for place in 0..count {
+            match self.stream.next().await {
+                Some(Outcome::Failed(error)) => {
+                    folded.failed = folded.failed.or(Some((place, error)));
+                }
+                Some(outcome) => folded.counted += i64::from(counts(&outcome)),
+                None => break,
+            }
+        }
+        folded
+    }
+
+    fn reply_folded(
+        &mut self,
+        folded: Folded,
+        encode: impl FnOnce(&Folded, &mut Encoder<'_>),
+    ) -> Option<(usize, RequestError)> {
+        let mut reply = self.output.encoder(self.protocol);
+        match &folded.failed {
+            Some((_, error)) => reply.error(&error_text(*error)),
+            None => encode(&folded, &mut reply),
+        }
+        folded.failed
+    }
+
+    fn reply(&mut self) -> Encoder<'_> {
+        self.output.encoder(self.protocol)
+    }
+}
+
+const fn value_bytes(outcome: &Outcome) -> usize {
+    match outcome {
+        Outcome::Value(Some(value)) | Outcome::Hash(value) => value.len(),
+        _ => 0,
+    }
+}
+
+/// Whether a command changes nothing: several of those may be under way at once without anybody
+/// seeing an order.
+pub(super) const fn is_read(command: &DataCommand<'_>) -> bool {
+    use DataCommand as D;
+    match command {
+        D::Get { .. } | D::MGet { .. } | D::Exists { .. } | D::Ttl { .. } | D::Type { .. } => true,
+        D::StrLen { .. } | D::Part { .. } | D::Hash { .. } | D::Usage { .. } => true,
+        D::Script(script) | D::NamedScript(script) => script.is_read_only,
+        D::Set { .. } | D::MSet { .. } | D::Del { .. } | D::Expire { .. } => false,
+        D::Persist { .. } | D::Update { .. } => false,
+    }
+}
+
+/// Whether the reply to an update may hold a value.
+const fn tells_value(kind: CommandKind) -> bool {
+    use CommandKind as K;
+    matches!(
+        kind,
+        K::Set | K::GetSet | K::GetDel | K::GetEx | K::Eval | K::EvalRo | K::EvalSha | K::EvalShaRo
+    )
+}
+
+/// Whether a command has so few keys that it is carried out in one go without others waiting long, and
+/// so short values that its reply may be held.
+fn is_short(local: &Local<'_>, command: &DataCommand<'_>) -> bool {
+    match command {
+        DataCommand::MGet { keys } if keys.len() <= LOCAL_KEYS_MAX => {
+            let lengths = keys.iter().filter_map(|key| local.look(key)?.value_bytes);
+            lengths.sum::<u64>() <= VALUES_BYTES_MAX as u64
+        }
+        DataCommand::MGet { .. } => false,
+        DataCommand::MSet { pairs } => pairs.iter().count() <= LOCAL_KEYS_MAX,
+        DataCommand::Del { keys } | DataCommand::Exists { keys } => keys.len() <= LOCAL_KEYS_MAX,
+        _ => true,
+    }
+}
+
 /// Carries a command out at once on a node that is alone in its ring, without a plan; whether it
-/// was answered without an error.
+/// was answered without an error. `None`: it is too much for that.
 pub(super) fn run_local(
     local: &Local<'_>,
     (command, request): (DataCommand<'_>, &[u8]),
     now: Millis,
     stats: &RespStats,
     reply: &mut Encoder<'_>,
-) -> bool {
-    match command {
+) -> Option<bool> {
+    if !is_short(local, &command) {
+        return None;
+    }
+    Some(match command {
         // Values go straight from the store into the output.
-        DataCommand::Get { key } => get_local(local, (key, true), stats, reply),
+        DataCommand::Get { key } => {
+            get_local(local, (key, true), stats, reply);
+            true
+        }
         DataCommand::MGet { keys } => {
             reply.array(keys.len());
             keys.iter()
                 .for_each(|key| get_local(local, (key, false), stats, reply));
+            true
         }
         DataCommand::Part { key, .. } | DataCommand::Hash { key, .. } => {
             let outcome = local.get(key, |record| match record {
@@ -319,20 +625,18 @@ pub(super) fn run_local(
             });
             let shape = Shape::Ask(0..request.len());
             encode((&[outcome], request), shape, now, stats, reply);
+            true
         }
         DataCommand::Script(script) => {
             let key = script.keys().next().unwrap_or_default();
-            return update_local(local, (key, request), now, stats, reply);
+            update_local(local, (key, request), now, stats, reply)
         }
-        DataCommand::Update { key, .. } => {
-            return update_local(local, (key, request), now, stats, reply);
-        }
+        DataCommand::Update { key, .. } => update_local(local, (key, request), now, stats, reply),
         command => {
             let (outcomes, shape) = local_outcomes(local, command, now);
-            return encode((&outcomes, b""), shape, now, stats, reply).is_none();
+            encode((&outcomes, b""), shape, now, stats, reply).is_none()
         }
-    }
-    true
+    })
 }
 
 fn update_local(
@@ -436,3 +740,10 @@ fn refused(refusal: Refusal) -> Outcome {
 /// More commands than this in one go are carried out in several.
 const STEPS_MAX: usize = 256;
 const BUFFER_BYTES_MAX: usize = 1024 * 1024;
+/// What is read of values before the client has taken what came before; a single value may be longer.
+/// Enough that a round trip to other nodes is little beside copying it.
+pub(super) const VALUES_BYTES_MAX: usize = 1024 * 1024;
+/// Their replies come all at once, and nobody knows how long they are.
+const TELLING_MAX: usize = 16;
+/// About a tenth of a millisecond of work without a pause.
+const LOCAL_KEYS_MAX: usize = 256;

@@ -8,6 +8,7 @@ use tokio::time::timeout;
 use tracing::debug;
 
 use super::inputs::HeldInput;
+use super::output::BUFFER_BYTES_KEPT;
 
 /// How to wait for what comes next.
 #[derive(Debug, Clone, Copy)]
@@ -20,13 +21,23 @@ pub(super) struct Reading {
     pub(super) all_bytes_max: usize,
 }
 
-/// Reads what has come; `false` at the end.
+/// What has become of waiting for a client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum HasRead {
+    Some,
+    End,
+    TooLate,
+    /// All clients hold as much as they may, and this one most.
+    TooMuch,
+}
+
+/// Reads what has come.
 pub(super) async fn read(
     input: &mut Vec<u8>,
     held: &mut HeldInput<'_>,
     reading: Reading,
     stream: &mut (impl AsyncRead + Unpin),
-) -> io::Result<bool> {
+) -> io::Result<HasRead> {
     let is_large = input.capacity() > 2 * BUFFER_BYTES_KEPT;
     if input.is_empty() && (is_large || held.is_tight(reading.all_bytes_max)) {
         // One large value must not hold its memory until the connection ends.
@@ -38,17 +49,21 @@ pub(super) async fn read(
     input.reserve(room);
     let bytes = input.capacity() + reading.queued_bytes;
     if !held.set(bytes, reading.all_bytes_max) {
-        return Ok(false);
+        return Ok(HasRead::TooMuch);
     }
+    let has_read = |bytes: usize| match bytes {
+        0 => HasRead::End,
+        _ => HasRead::Some,
+    };
     let wait_max = reading.wait_max;
     if wait_max.is_zero() {
-        return Ok(stream.read_buf(input).await? > 0);
+        return Ok(has_read(stream.read_buf(input).await?));
     }
     match timeout(wait_max, stream.read_buf(input)).await {
-        Ok(read) => Ok(read? > 0),
+        Ok(read) => Ok(has_read(read?)),
         Err(_) => {
             debug!("closed a connection that was silent for too long");
-            Ok(false)
+            Ok(HasRead::TooLate)
         }
     }
 }
@@ -66,5 +81,3 @@ pub(super) fn whole_request(words: &[&[u8]]) -> Vec<u8> {
 
 /// A pipeline of small commands, and all that an idle connection needs.
 const READ_BYTES_MIN: usize = 2 * 1024;
-/// What a busy connection reads or writes at once and keeps for the next time.
-pub(super) const BUFFER_BYTES_KEPT: usize = 64 * 1024;

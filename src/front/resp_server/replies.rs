@@ -104,7 +104,12 @@ pub(super) fn encode(
 }
 
 /// Hashes have no value, and where `is_strict` that is an error.
-fn encode_value(outcome: &Outcome, is_strict: bool, stats: &RespStats, reply: &mut Encoder<'_>) {
+pub(super) fn encode_value(
+    outcome: &Outcome,
+    is_strict: bool,
+    stats: &RespStats,
+    reply: &mut Encoder<'_>,
+) {
     count_read(stats, !matches!(outcome, Outcome::Value(None)));
     match outcome {
         Outcome::Value(Some(value)) => reply.bulk(value),
@@ -158,7 +163,7 @@ pub(super) fn count_read(stats: &RespStats, is_hit: bool) {
     counter.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
 }
 
-const fn counts(outcome: &Outcome) -> bool {
+pub(super) const fn counts(outcome: &Outcome) -> bool {
     matches!(
         outcome,
         Outcome::Look(Some(_)) | Outcome::Deleted(true) | Outcome::Expiry { existed: true, .. }

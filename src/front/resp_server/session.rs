@@ -1,7 +1,6 @@
 //! What a connection remembers, and the commands that are about the connection and not about keys.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 
@@ -9,7 +8,7 @@ use super::clients::Client;
 use super::levels::{ConnectionLevels, Door};
 use super::login::Login;
 use super::{Config, Shared, command_info, server};
-use crate::model::{Database, Level, Levels, Version};
+use crate::model::{Database, Level, Levels, Millis, Version};
 use crate::resp::{
     ClientCommand, Command, CommandError, CommandKind, ConnectionCommand, Encoder, Protocol,
     REDIS_VERSION, Replies,
@@ -42,6 +41,7 @@ pub(super) enum Step<'a> {
 pub(super) struct Queue {
     pub(super) requests: Vec<u8>,
     pub(super) commands: usize,
+    has_writes: bool,
     spoilt: bool,
 }
 
@@ -86,6 +86,23 @@ impl Session {
 
     pub(super) const fn levels(&self) -> &ConnectionLevels {
         &self.levels
+    }
+
+    /// Whether commands are queued for a transaction.
+    pub(super) const fn is_queueing(&self) -> bool {
+        self.queue.is_some()
+    }
+
+    /// Whether a command is queued that may change something.
+    pub(super) fn has_queued_writes(&self) -> bool {
+        self.queue.as_ref().is_some_and(|queue| queue.has_writes)
+    }
+
+    /// Notes that a command that may change something is being queued.
+    pub(super) const fn note_queued_write(&mut self) {
+        if let Some(queue) = &mut self.queue {
+            queue.has_writes = true;
+        }
     }
 
     /// Decides what is to be done with a command. `request` are the bytes it was parsed from.
@@ -413,13 +430,13 @@ impl Session {
                     (false, killed) => reply.integer(i64::try_from(killed).unwrap_or(i64::MAX)),
                 }
             }
-            ClientCommand::Pause(ms) => {
-                let until = now.0.saturating_add(ms.min(PAUSE_MS_MAX));
-                shared.paused_until.fetch_max(until, Ordering::Relaxed);
+            ClientCommand::Pause { ms, is_of_all } => {
+                let until = Millis(now.0.saturating_add(ms.min(PAUSE_MS_MAX)));
+                shared.pause.set(until, is_of_all, now);
                 reply.simple("OK");
             }
             ClientCommand::Unpause => {
-                shared.paused_until.store(0, Ordering::Relaxed);
+                shared.pause.end();
                 reply.simple("OK");
             }
             // Nobody is ever blocked.
@@ -480,7 +497,7 @@ const CLIENT_HELP: &[&str] = &[
     "NO-TOUCH (ON|OFF)",
     "    Accepted, has no effect.",
     "PAUSE <timeout> [WRITE|ALL]",
-    "    Let commands wait for so many milliseconds, a minute at most.",
+    "    Let commands that write, or all, wait for so many milliseconds, a minute at most.",
     "REPLY (ON|OFF|SKIP)",
     "    Answer this connection from now on, or not, or not the next command.",
     "SETINFO <option> <value>",

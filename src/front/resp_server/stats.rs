@@ -26,6 +26,10 @@ pub struct RespStats {
     pub connections_refused: AtomicU64,
     /// Connections open now.
     pub connections_open: AtomicU64,
+    /// Connections closed because the client did not read its replies.
+    pub unread_closed: AtomicU64,
+    /// Connections closed in the middle of a reply whose rest could not be read.
+    pub replies_cut: AtomicU64,
     /// Reads that found a value.
     pub hits: AtomicU64,
     /// Reads that found none.
@@ -91,6 +95,8 @@ impl Default for RespStats {
             connections_accepted: AtomicU64::new(0),
             connections_refused: AtomicU64::new(0),
             connections_open: AtomicU64::new(0),
+            unread_closed: AtomicU64::new(0),
+            replies_cut: AtomicU64::new(0),
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
             unknown: Mutex::default(),

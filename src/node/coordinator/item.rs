@@ -23,6 +23,8 @@ pub(super) struct Item {
     pub(super) is_local_only: bool,
     /// A replica would not take what the others hold, for the sake of an update under way.
     pub(super) is_in_the_way: bool,
+    /// The value did not fit: the read is given up, to be made again later.
+    pub(super) is_deferred: bool,
     /// Some home was not connected, or another than those of this ring was meant: it is worth a try a
     /// moment later.
     pub(super) is_to_retry: bool,
@@ -167,10 +169,26 @@ impl Item {
             partition,
             is_local_only: level == Level::LocalQuorum && homes.in_zone() > 0,
             is_in_the_way: false,
+            is_deferred: false,
             is_to_retry,
             wanted: Wanted { level, is_sloppy },
             operation,
         }
+    }
+
+    /// The read of a value, as it was requested.
+    pub(super) fn get(&self) -> Request {
+        Request {
+            key: self.key.clone(),
+            action: Action::Get,
+            level: self.wanted.level,
+            is_sloppy: self.wanted.is_sloppy,
+        }
+    }
+
+    /// Whether it reads a value, and has not been answered.
+    pub(super) fn may_be_deferred(&self) -> bool {
+        matches!(&self.operation, Op::Read(op) if op.wants_record() && op.outcome().is_none())
     }
 
     pub(super) fn hashed(&self) -> HashedKey<'_> {

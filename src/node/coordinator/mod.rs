@@ -13,6 +13,7 @@ mod local;
 mod outbox;
 mod reply;
 mod retries;
+mod stream;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -27,6 +28,7 @@ use tokio::sync::watch;
 use self::batch::Batch;
 pub use self::keyspace::KeyPage;
 pub use self::local::Local;
+pub use self::stream::Stream;
 use super::admission::{Admission, Admitted, Overloaded};
 use super::handoff::{Handoff, Owed};
 use super::hedging::Hedging;
@@ -186,6 +188,18 @@ pub struct Ran {
     pub outcomes: Vec<Outcome>,
     /// How many of the writes counted stand-ins.
     pub sloppy_writes: u64,
+    /// Reads whose values did not fit, by their places, in their order: they have no outcome yet.
+    deferred: Vec<(usize, Request)>,
+}
+
+impl Ran {
+    fn new(requests: usize) -> Self {
+        Self {
+            outcomes: Vec::with_capacity(requests.min(stream::WINDOW_MAX)),
+            sloppy_writes: 0,
+            deferred: Vec::new(),
+        }
+    }
 }
 
 /// Coordinates the requests of one node. Made to be shared by all its connections.
@@ -293,33 +307,39 @@ impl Coordinator {
     }
 
     /// Carries out requests, together as far as their order allows, and returns their outcomes in
-    /// the same order. Requests on the same key take effect in the order given.
+    /// the same order. Requests on the same key take effect in the order given. All values that are
+    /// read are held at once: for few requests, or small ones.
     pub async fn run(&self, requests: Vec<Request>) -> Ran {
-        let mut ran = Ran {
-            outcomes: Vec::with_capacity(requests.len()),
-            sloppy_writes: 0,
-        };
-        if let Some(ahead_ms) = self.0.replica.refused_ahead_ms() {
-            let refused = Outcome::Failed(RequestError::ClockRefused(ahead_ms));
-            ran.outcomes.resize(requests.len(), refused);
-            return ran;
+        let mut ran = Ran::new(requests.len());
+        let mut stream = self.stream(requests.into_iter(), usize::MAX);
+        while let Some(outcome) = stream.next().await {
+            ran.outcomes.push(outcome);
         }
-        let mut rest = requests;
-        while !rest.is_empty() {
-            let later = rest.split_off(self.independent(&rest));
-            self.run_together(rest, &mut ran).await;
-            rest = later;
-        }
+        ran.sloppy_writes = stream.sloppy_writes();
         ran
     }
 
-    /// Carries out requests that may travel together.
-    async fn run_together(&self, requests: Vec<Request>, ran: &mut Ran) {
+    /// The same, with the outcomes one after the other and about `room` bytes of values held at a
+    /// time.
+    pub const fn stream<I: Iterator<Item = Request>>(
+        &self,
+        requests: I,
+        room: usize,
+    ) -> Stream<'_, I> {
+        Stream::new(self, requests, room)
+    }
+
+    /// Carries out requests that may travel together. Reads whose values do not fit the room are
+    /// deferred.
+    async fn run_together(&self, requests: Vec<Request>, room: usize, ran: &mut Ran) {
+        if let Some(ahead_ms) = self.0.replica.refused_ahead_ms() {
+            let refused = Outcome::Failed(RequestError::ClockRefused(ahead_ms));
+            return ran
+                .outcomes
+                .extend(std::iter::repeat_n(refused, requests.len()));
+        }
         if !requests.iter().any(is_update) {
-            let first = ran.outcomes.len();
-            let looks: Vec<_> = requests.iter().map(Look::of).collect();
-            Batch::run(&self.0, requests, ran).await;
-            return self.look_again(looks, &mut ran.outcomes[first..]).await;
+            return self.run_plain(requests, room, ran).await;
         }
         let Ok(_admitted) = self.admit_updates(&requests).await else {
             let refused = Outcome::Failed(RequestError::Overloaded);
@@ -337,17 +357,13 @@ impl Coordinator {
                 others.push(request);
             }
         }
-        let mut of_others = Ran {
-            outcomes: Vec::with_capacity(others.len()),
-            sloppy_writes: 0,
-        };
+        let mut of_others = Ran::new(others.len());
         if !others.is_empty() {
-            let looks: Vec<_> = others.iter().map(Look::of).collect();
-            Batch::run(&self.0, others, &mut of_others).await;
-            self.look_again(looks, &mut of_others.outcomes).await;
+            self.run_plain(others, room, &mut of_others).await;
         }
         ran.sloppy_writes += of_others.sloppy_writes;
-        let mut of_others = of_others.outcomes.into_iter();
+        let mut deferred = of_others.deferred.into_iter().peekable();
+        let mut of_others = of_others.outcomes.into_iter().enumerate();
         for pledge in pledges {
             match pledge {
                 Some((pledge, form)) => {
@@ -355,7 +371,15 @@ impl Coordinator {
                     ran.outcomes.push(form.outcome(reply));
                 }
                 // One for each request that is no update.
-                None => ran.outcomes.extend(of_others.next()),
+                None => {
+                    let Some((number, outcome)) = of_others.next() else {
+                        continue;
+                    };
+                    if let Some((_, request)) = deferred.next_if(|(place, _)| *place == number) {
+                        ran.deferred.push((ran.outcomes.len(), request));
+                    }
+                    ran.outcomes.push(outcome);
+                }
             }
         }
     }
@@ -379,6 +403,13 @@ impl Coordinator {
             .admission
             .admit(of_updates, self.0.config.timeout)
             .await
+    }
+
+    /// Carries out requests that are no updates.
+    async fn run_plain(&self, requests: Vec<Request>, room: usize, ran: &mut Ran) {
+        let looks: Vec<_> = requests.iter().map(Look::of).collect();
+        Batch::run(&self.0, requests, room, ran).await;
+        self.look_again(looks, &mut ran.outcomes).await;
     }
 
     /// Waits for an update.

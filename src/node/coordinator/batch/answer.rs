@@ -1,7 +1,7 @@
 //! Answers of replicas, handed to the state machines they are for.
 
 use super::{Batch, Expected, Op, Reply, State, What, has_later_write};
-use crate::model::Prior;
+use crate::model::{Prior, RecordRef};
 use crate::node::replica::Written;
 use crate::protocol::Told;
 use crate::store::ExpiryChange;
@@ -24,6 +24,13 @@ impl Batch {
             what,
         } = expected;
         let is_read = matches!(state.items[item].operation, Op::Read(_));
+        if let Reply::Told(Told {
+            record: Some(record),
+            ..
+        }) = &reply
+        {
+            state.room.keep(RecordRef::from(record).value_bytes());
+        }
         let Some(op) = state.items[item].read_mut() else {
             return;
         };

@@ -7,7 +7,7 @@ use serde_bytes::Bytes as ByteSlice;
 use tokio::time::Instant;
 
 use super::{Batch, Expected, Op, Parcel, Reply, State, What, count};
-use crate::model::{Body, Expiry, HashedKey, Kind, RecordRef, Summary};
+use crate::model::{Body, Expiry, HashedKey, Kind, Record, RecordRef, Summary};
 use crate::net::LARGE_BYTES;
 use crate::protocol::{ReadOp, Told};
 use crate::wire::{Operation, Refusal};
@@ -83,11 +83,14 @@ impl Batch {
         }
         if stands_in {
             let replica = &self.shared.replica;
+            let room = &mut state.room;
             let reply = self.shared.handoff.read(key, |record| {
                 let record = record.filter(|record| !replica.is_flushed(key, record.stamp()));
+                let fits =
+                    |record: &&Record| whole && room.fits(RecordRef::from(*record).value_bytes());
                 Reply::Told(Told {
                     held: record.map(|record| Summary::of(record.into())),
-                    record: record.filter(|_| whole).cloned(),
+                    record: record.filter(fits).cloned(),
                     is_sure: false,
                 })
             });
@@ -95,11 +98,14 @@ impl Batch {
         }
         let key = items[item].hashed();
         let is_sure = self.shared.replica.is_sure(key.partition);
+        let room = &mut state.room;
         let reply = self.shared.replica.read(key, |record| {
             let record = record.as_ref();
+            // Looked at before it is copied.
+            let fits = |record: &&RecordRef<'_>| whole && room.fits(record.value_bytes());
             Reply::Told(Told {
                 held: record.map(|&record| Summary::of(record)),
-                record: record.filter(|_| whole).map(RecordRef::to_record),
+                record: record.filter(fits).map(RecordRef::to_record),
                 is_sure,
             })
         });

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use smallvec::SmallVec;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
@@ -49,6 +50,38 @@ struct State {
     unanswered: usize,
     outbox: Outbox,
     sample: Option<Sample>,
+    room: Room,
+}
+
+/// How many bytes of values are still kept. One value is, however long.
+#[derive(Debug, Clone, Copy)]
+struct Room {
+    bytes: usize,
+    is_untouched: bool,
+    /// A value did not fit: no further one is read.
+    is_full: bool,
+}
+
+impl Room {
+    const fn of(bytes: usize) -> Self {
+        Self {
+            bytes,
+            is_untouched: true,
+            is_full: false,
+        }
+    }
+
+    /// Whether a value fits. If not, none does from now on.
+    const fn fits(&mut self, bytes: usize) -> bool {
+        self.is_full |= !self.is_untouched && bytes > self.bytes;
+        !self.is_full
+    }
+
+    /// A value is kept.
+    const fn keep(&mut self, bytes: usize) {
+        self.is_untouched = false;
+        self.bytes = self.bytes.saturating_sub(bytes);
+    }
 }
 
 /// One write of the batch, of which it is noted when each home acknowledged it.
@@ -60,8 +93,14 @@ struct Sample {
 
 impl Batch {
     /// Runs requests that may travel together to their outcomes. Those that found too few homes
-    /// connected are tried again until the deadline.
-    pub(super) async fn run(shared: &Arc<Inner>, requests: Vec<Request>, ran: &mut Ran) {
+    /// connected are tried again until the deadline. Of the values that are read about `room` bytes are
+    /// kept, at least one value; the other reads are deferred.
+    pub(super) async fn run(
+        shared: &Arc<Inner>,
+        requests: Vec<Request>,
+        mut room: usize,
+        ran: &mut Ran,
+    ) {
         let bytes = requests.iter().map(sent_bytes).sum();
         let Ok(admitted) = shared.admission.admit(bytes, shared.config.timeout).await else {
             let refused = Outcome::Failed(RequestError::Overloaded);
@@ -69,6 +108,10 @@ impl Batch {
             return ran.outcomes.extend(refused);
         };
         let admitted = Arc::new(admitted);
+        if requests.len() == 1 {
+            // There is nothing to wait for: a single value is read whatever it takes.
+            room = usize::MAX;
+        }
         // Its time begins with its turn.
         let timeout = time_budget(shared.config.timeout, bytes);
         let first = ran.outcomes.len();
@@ -79,28 +122,34 @@ impl Batch {
             let budget = Budget {
                 deadline: retries.deadline(),
                 timeout,
+                room,
                 admitted: Arc::clone(&admitted),
             };
             let tried = Self::attempt(shared, requests, budget).await;
             let is_again = !tried.again.is_empty() && retries.pause().await;
             ran.sloppy_writes += tried.sloppy_writes;
+            let deferred = tried.deferred.into_iter();
+            ran.deferred
+                .extend(deferred.map(|(number, request)| (places[number], request)));
             for (number, (outcome, &place)) in tried.outcomes.into_iter().zip(&places).enumerate() {
                 if matches!(outcome, Outcome::Failed(_))
                     && !(is_again && tried.again.contains_key(&number))
                 {
                     count_failure(shared, tried.is_read[number]);
                 }
+                room = room.saturating_sub(value_bytes(&outcome));
                 match ran.outcomes.get_mut(place) {
                     Some(earlier) => *earlier = outcome,
                     None => ran.outcomes.push(outcome),
                 }
             }
             if !is_again {
-                return;
+                break;
             }
             places = tried.again.keys().map(|&number| places[number]).collect();
             requests = tried.again.into_values().collect();
         }
+        ran.deferred.sort_unstable_by_key(|(place, _)| *place);
     }
 
     async fn attempt(shared: &Arc<Inner>, requests: Vec<Again>, budget: Budget) -> Tried {
@@ -127,6 +176,7 @@ impl Batch {
             items,
             unanswered,
             outbox: Outbox::default(),
+            room: Room::of(budget.room),
         };
         let batch = Arc::new(Self {
             shared: Arc::clone(shared),
@@ -155,8 +205,11 @@ impl Batch {
                 .filter(|_| !has_later_write(&state.items, number));
             Some((number, again?))
         });
+        let mut ran = Ran::new(state.items.len());
+        collect(&state.items, budget.room, now, &mut ran);
         Tried {
-            outcomes: state.items.iter().map(|item| item.outcome(now)).collect(),
+            outcomes: ran.outcomes,
+            deferred: ran.deferred,
             is_read: state
                 .items
                 .iter()
@@ -498,12 +551,16 @@ impl ReplySink for CallSink {
 struct Budget {
     deadline: Instant,
     timeout: Duration,
+    /// For values that are read, in bytes.
+    room: usize,
     admitted: Arc<Admitted>,
 }
 
 /// What came of one try of requests.
 struct Tried {
     outcomes: Vec<Outcome>,
+    /// Reads whose values did not fit, by their numbers.
+    deferred: Vec<(usize, Request)>,
     is_read: Vec<bool>,
     sloppy_writes: u64,
     /// Those worth another try, by their numbers.
@@ -544,6 +601,50 @@ fn has_later_write(items: &[Item], item: usize) -> bool {
     items[item + 1..]
         .iter()
         .any(|later| is_write(later) && later.key == items[item].key)
+}
+
+const fn value_bytes(outcome: &Outcome) -> usize {
+    match outcome {
+        Outcome::Value(Some(value)) | Outcome::Hash(value) => value.len(),
+        Outcome::Value(None)
+        | Outcome::Look(_)
+        | Outcome::Written
+        | Outcome::Deleted(_)
+        | Outcome::Expiry { .. }
+        | Outcome::Updated(_)
+        | Outcome::Failed(_) => 0,
+    }
+}
+
+/// The outcomes, with as many values as there is room for. What peers sent beyond that is read again:
+/// it would hold their frames.
+fn collect(items: &[Item], room: usize, now: Millis, ran: &mut Ran) {
+    let mut room = Room::of(room);
+    for item in items {
+        let outcome = item.outcome(now);
+        let bytes = value_bytes(&outcome);
+        let is_kept = !item.is_deferred && (bytes == 0 || room.fits(bytes));
+        if bytes > 0 && is_kept {
+            room.keep(bytes);
+        }
+        if !is_kept {
+            // Nothing that comes after it would be taken before it.
+            room.is_full = true;
+            ran.deferred.push((ran.outcomes.len(), item.get()));
+        }
+        ran.outcomes.push(match is_kept {
+            true => outcome,
+            false => Outcome::Value(None),
+        });
+    }
+    if room.is_full {
+        // A slice of a frame keeps all of it: what stays is copied where much was left out.
+        for outcome in &mut ran.outcomes {
+            if let Outcome::Value(Some(value)) | Outcome::Hash(value) = outcome {
+                *value = Bytes::copy_from_slice(value);
+            }
+        }
+    }
 }
 
 fn count(counter: &AtomicU64, more: usize) {

@@ -5,12 +5,29 @@ use crate::model::{Stamp, Version};
 use crate::protocol::{ReadAction, ReadOp, WriteAction};
 use crate::wire::Refusal;
 
+impl State {
+    /// Gives a read up for now: its value does not fit.
+    fn defer(&mut self, number: usize) {
+        let item = &mut self.items[number];
+        if let Op::Read(op) = &mut item.operation {
+            op.refuse(Refusal::Busy);
+            item.is_deferred = true;
+            self.unanswered -= 1;
+        }
+    }
+}
+
 impl Batch {
     pub(super) fn perform_read(&self, state: &mut State, item: usize, actions: Vec<ReadAction>) {
         for action in actions {
             match action {
                 ReadAction::Ask { replica } => {
                     self.ask_first(state, item, replica);
+                }
+                ReadAction::Fetch { .. }
+                    if state.room.is_full && state.items[item].may_be_deferred() =>
+                {
+                    return state.defer(item);
                 }
                 ReadAction::Fetch { replica } => {
                     self.ask_held(state, item, replica, true);
