@@ -10,7 +10,8 @@ use tokio::sync::{Semaphore, oneshot, watch};
 use super::channels::Channels;
 use crate::env::{Clock, Tasks};
 use crate::model::{
-    Database, HashedKey, KeyHasher, Millis, PartitionId, RecordRef, Summary, Version, check_key,
+    Database, DatabaseSet, HashedKey, KeyHasher, Millis, PartitionId, RecordRef, Summary, Version,
+    check_key,
 };
 use crate::net::{LARGE_BYTES, LateResponse, PeerService};
 use crate::node::anti_entropy::Responder;
@@ -18,7 +19,7 @@ use crate::node::handoff::{Handoff, HintReply, MissedRef, NewHint};
 use crate::node::key_pages::{KeysWanted, key_pages};
 use crate::node::replica::{Replica, Written};
 use crate::node::updates::Proposer;
-use crate::protocol::{UpdateId, Updated, Updates};
+use crate::protocol::{MissedExpiry, UpdateId, Updated, Updates};
 use crate::ring::{Partitions, View};
 use crate::store::{Accepted, ExpiryChange, Promised, Proposal};
 use crate::wire::{
@@ -148,7 +149,7 @@ impl PeerServer {
             | Operation::Symbols(..)
             | Operation::States(..)
             | Operation::Fetch(..) => self.compare(operation, room, out),
-            Operation::Publish(..) | Operation::Flush(..) => {
+            Operation::Publish(..) | Operation::Hold(..) | Operation::Flush(..) => {
                 encode(&self.hear(operation, wall), out);
             }
             Operation::Promise(..) | Operation::Accept(..) | Operation::Release(..) => {
@@ -195,14 +196,20 @@ impl PeerServer {
                 });
                 Answer::Heard(u32::try_from(heard).unwrap_or(u32::MAX))
             }
-            Operation::Flush(database, up_to) => {
-                let database = Database::try_from(i64::from(database));
-                let flushed = database.map_err(|_none| Refusal::OtherRing);
-                let flushed = flushed
-                    .and_then(|database| self.replica.flush(database, from_wire(up_to), wall));
-                flushed.map_or_else(Answer::Refused, |_| Answer::Flushed)
+            Operation::Hold(databases, number) => {
+                let databases = DatabaseSet::from_bits(databases);
+                let moment = (wall, self.clock.monotonic());
+                let held = self.replica.hold(databases, number, moment);
+                held.map_or_else(Answer::Refused, Answer::Held)
             }
-            // It is asked for these two only.
+            Operation::Flush(databases, up_to, number) => {
+                let databases = DatabaseSet::from_bits(databases);
+                let moment = (wall, self.clock.monotonic());
+                let up_to = from_wire(up_to);
+                let flushed = self.replica.flush_held(databases, up_to, number, moment);
+                flushed.map_or_else(Answer::Refused, |()| Answer::Flushed)
+            }
+            // It is asked for these three only.
             _ => Answer::Refused(Refusal::OtherRing),
         }
     }
@@ -296,10 +303,10 @@ impl PeerServer {
     fn update(
         &self,
         frame: &Bytes,
-        mut header: ResponseHeader,
+        mut header: ResponseHeader<'static>,
     ) -> Result<LateResponse, FrameError> {
         let mut operations = FrameReader::new(frame);
-        let _header: RequestHeader = operations.read()?;
+        let _header: RequestHeader<'_> = operations.read()?;
         let mut pledges = Vec::new();
         for _ in 0..header.count {
             let Operation::Update(key, updates) = operations.read()? else {
@@ -308,6 +315,7 @@ impl PeerServer {
             pledges.push(self.submit(key, updates)?);
         }
         header.is_sure = false;
+        let replica = Arc::clone(&self.replica);
         Ok(Box::pin(async move {
             let mut out = Vec::new();
             let frame = ResponseFrame::start(&header, &mut out);
@@ -324,7 +332,7 @@ impl PeerServer {
                 encode(&updated, &mut told);
                 encode(&Answer::Updated(ByteSlice::new(&told)), &mut out);
             }
-            frame.finish(false, &mut out);
+            finish(frame, &replica, false, &mut out);
             out
         }))
     }
@@ -335,7 +343,7 @@ impl PeerServer {
         &self,
         (frame, key): (&Bytes, &[u8]),
         record: RecordRef<'_>,
-        (header, wall): (ResponseHeader, Millis),
+        (header, wall): (ResponseHeader<'static>, Millis),
     ) -> Option<LateResponse> {
         let kib = u32::try_from(frame.len() / 1024).unwrap_or(u32::MAX);
         let kib = kib.min(TAKING_KIB_MAX);
@@ -365,18 +373,19 @@ impl PeerServer {
             replica.write_large(key, record, wall)
         };
         let tasks = self.tasks.clone();
+        let serving = Arc::clone(&self.replica);
         Some(Box::pin(async move {
             let written = tasks.offload(write).await.unwrap_or(Err(Refusal::Busy));
             let mut out = Vec::new();
             let frame = ResponseFrame::start(&header, &mut out);
             encode(&written.map_or_else(Answer::Refused, to_answer), &mut out);
-            frame.finish(true, &mut out);
+            finish(frame, &serving, true, &mut out);
             out
         }))
     }
 
     /// Counts what is held of a database. That takes a while: others overtake it.
-    fn count(&self, database: u8, header: ResponseHeader) -> LateResponse {
+    fn count(&self, database: u8, header: ResponseHeader<'static>) -> LateResponse {
         let replica = Arc::clone(&self.replica);
         let wall = self.clock.wall();
         Box::pin(async move {
@@ -391,7 +400,7 @@ impl PeerServer {
                 }
             }
             encode(&Answer::Counts(ByteSlice::new(&counts)), &mut out);
-            frame.finish(true, &mut out);
+            finish(frame, &replica, true, &mut out);
             out
         })
     }
@@ -471,9 +480,13 @@ impl PeerServer {
     }
 
     /// Keeps the hints of a frame that holds nothing else. Its response waits for the disk.
-    fn keep(&self, frame: &Bytes, mut header: ResponseHeader) -> Result<LateResponse, FrameError> {
+    fn keep(
+        &self,
+        frame: &Bytes,
+        mut header: ResponseHeader<'static>,
+    ) -> Result<LateResponse, FrameError> {
         let mut operations = FrameReader::new(frame);
-        let _header: RequestHeader = operations.read()?;
+        let _header: RequestHeader<'_> = operations.read()?;
         let mut hints = Vec::new();
         for _ in 0..header.count {
             let hint = match operations.read()? {
@@ -482,10 +495,13 @@ impl PeerServer {
                     key,
                     missed: MissedRef::Write(record.into()),
                 },
-                Operation::HintExpiry(home, key, expiry) => NewHint {
+                Operation::HintExpiry(home, key, expiry, of) => NewHint {
                     home,
                     key,
-                    missed: MissedRef::Expiry(expiry.into()),
+                    missed: MissedRef::Expiry(MissedExpiry {
+                        expiry: expiry.into(),
+                        of: of.map(from_wire),
+                    }),
                 },
                 _ => return Err(FrameError::Mixed),
             };
@@ -497,13 +513,14 @@ impl PeerServer {
         let kept = self.handoff.keep(&hints);
         // What a stand-in says of a key is never all there is.
         header.is_sure = false;
+        let replica = Arc::clone(&self.replica);
         Ok(Box::pin(async move {
             let mut out = Vec::new();
             let frame = ResponseFrame::start(&header, &mut out);
             for reply in kept.await {
                 encode(&answer_of(reply), &mut out);
             }
-            frame.finish(false, &mut out);
+            finish(frame, &replica, false, &mut out);
             out
         }))
     }
@@ -520,9 +537,13 @@ impl PeerServer {
 
     /// Tells the keys of some partitions, asked for by a frame that holds nothing else. That takes a
     /// while: others overtake it. The caller asks again for partitions that are left out.
-    fn keys(&self, frame: &Bytes, mut header: ResponseHeader) -> Result<LateResponse, FrameError> {
+    fn keys(
+        &self,
+        frame: &Bytes,
+        mut header: ResponseHeader<'static>,
+    ) -> Result<LateResponse, FrameError> {
         let mut operations = FrameReader::new(frame);
-        let _header: RequestHeader = operations.read()?;
+        let _header: RequestHeader<'_> = operations.read()?;
         let mut wanted = Vec::new();
         for _ in 0..header.count {
             let Operation::Keys(partition, after, limit) = operations.read()? else {
@@ -559,7 +580,7 @@ impl PeerServer {
             }
             let is_sure = |wanted: &KeysWanted| replica.is_sure(wanted.partition);
             let is_sure = wanted.iter().take(pages.len()).all(is_sure);
-            frame.finish(is_sure, &mut out);
+            finish(frame, &replica, is_sure, &mut out);
             out
         }))
     }
@@ -593,14 +614,22 @@ impl PeerService for PeerServer {
     fn serve(&self, frame: &Bytes, out: &mut Vec<u8>) -> Result<Option<LateResponse>, FrameError> {
         let mut operations = FrameReader::new(frame);
         let RequestHeader {
-            id, count, clock, ..
+            id,
+            count,
+            clock,
+            flushes,
+            ..
         } = operations.read()?;
         let wall = self.clock.wall();
         self.replica.note_clock(clock, wall);
+        // Before anything is looked at: what was flushed is not there for who knows that.
+        let flushes = flushes.map(|flushes| &flushes[..]);
+        self.replica.merge_flushes(flushes, wall)?;
         let header = ResponseHeader {
             id,
             count,
             clock: self.replica.now(wall),
+            flushes: None,
             is_sure: true,
         };
         let started = ResponseFrame::start(&header, out);
@@ -644,7 +673,7 @@ impl PeerService for PeerServer {
             let room = RESPONSE_VALUES_BYTES_MAX.saturating_sub(started.bytes(out));
             is_sure &= self.answer(operation, wall, room, out);
         }
-        started.finish(is_sure, out);
+        finish(started, &self.replica, is_sure, out);
         Ok(None)
     }
 }
@@ -655,6 +684,13 @@ impl fmt::Debug for PeerServer {
             .field("replica", &self.replica)
             .finish_non_exhaustive()
     }
+}
+
+/// Ends a response, with the flushes that its answers were judged by, all of them: one that comes
+/// while they are written is told as well.
+fn finish(frame: ResponseFrame, replica: &Replica, is_sure: bool, out: &mut Vec<u8>) {
+    let flushes = replica.encoded_flushes();
+    frame.finish(is_sure, flushes.as_deref(), out);
 }
 
 const fn to_answer(written: Written) -> Answer<'static> {

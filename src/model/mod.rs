@@ -3,6 +3,7 @@
 //! Everything here is a value with laws. Knows nothing of rings, sockets, clocks or threads.
 
 mod database;
+mod flushes;
 mod hash;
 mod hlc;
 mod key;
@@ -12,6 +13,7 @@ mod quorum;
 mod record;
 
 pub use database::{Database, NoDatabase};
+pub use flushes::{DatabaseSet, Flushes, NotFlushes};
 pub use hash::{Digest, HashedKey, KeyHasher, PartitionId};
 pub use hlc::{ClockDrift, Epoch, Hlc, HlcTime, Millis};
 pub use key::{KEY_BYTES_MAX, KeyError, check_key};

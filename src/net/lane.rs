@@ -105,13 +105,7 @@ impl LaneQueue {
         }
         let id = state.first_id + state.waiting.len() as u64;
         let budget_ms = u32::try_from(budget.as_millis()).unwrap_or(u32::MAX);
-        let header = RequestHeader {
-            id,
-            budget_ms,
-            count: operations.count(),
-            clock: operations.clock(),
-        };
-        state.push(&header, operations);
+        state.push(&operations.header(id, budget_ms), operations);
         let waiting = Waiting {
             deadline,
             operations: operations.count(),
@@ -202,7 +196,7 @@ impl LaneQueue {
 
     fn on_response(&self, frame: &Bytes) -> Result<(), FrameError> {
         let mut answers = FrameReader::new(frame);
-        let header: ResponseHeader = answers.read()?;
+        let header: ResponseHeader<'_> = answers.read()?;
         let waiting = self.lock().take(header.id);
         // Nobody: its time was up.
         let Some(waiting) = waiting else {
@@ -222,6 +216,7 @@ impl LaneQueue {
             answers,
             count: header.count,
             clock: header.clock,
+            flushes: header.flushes.map(|flushes| &flushes[..]),
             is_sure: header.is_sure,
         }))
     }
@@ -233,7 +228,7 @@ impl LaneQueue {
 }
 
 impl State {
-    fn push(&mut self, header: &RequestHeader, operations: &Operations) {
+    fn push(&mut self, header: &RequestHeader<'_>, operations: &Operations) {
         if operations.bytes() >= LARGE_BYTES {
             let mut head = Vec::with_capacity(HEADER_BYTES_MAX);
             let start = start_frame(header, &mut head);
@@ -387,7 +382,7 @@ fn tell_all(sinks: impl IntoIterator<Item = Box<dyn ReplySink>>, error: CallErro
 }
 
 /// Length and header of a frame.
-const HEADER_BYTES_MAX: usize = 64;
+const HEADER_BYTES_MAX: usize = 64 + crate::model::Flushes::BYTES_MAX;
 /// What may wait for the network to one peer before callers are told to come back later.
 pub const QUEUE_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Calls to one peer that may be under way on a lane.
@@ -401,7 +396,7 @@ const CHUNKS_A_READ: usize = 64;
 mod tests {
     use super::*;
     use crate::env::{Clock, SystemClock};
-    use crate::model::HlcTime;
+    use crate::net::FrameContext;
 
     struct Nobody;
 
@@ -415,7 +410,7 @@ mod tests {
     }
 
     fn operations(bytes: usize) -> Operations {
-        let mut operations = Operations::new(HlcTime(1));
+        let mut operations = Operations::new(FrameContext::default());
         let value = Bytes::from(vec![7; bytes]);
         operations.push_sharing(&serde_bytes::Bytes::new(&value), &value);
         operations

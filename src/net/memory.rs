@@ -13,9 +13,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::transport::{CallError, Lane, Operations, PeerService, ReplySink, Response, Transport};
 use crate::env::Tasks;
 use crate::model::NodeTag;
-use crate::wire::{
-    FrameReader, RequestHeader, ResponseHeader, finish_frame, split_frame, start_frame,
-};
+use crate::wire::{FrameReader, ResponseHeader, finish_frame, split_frame, start_frame};
 
 /// A network in memory. Clones share it.
 #[derive(Debug, Clone)]
@@ -122,14 +120,8 @@ impl Transport for MemoryTransport {
         if self.network.lock().unconnected.contains(&self.from) {
             return Err(CallError::Unreachable);
         }
-        let header = RequestHeader {
-            id: 0,
-            budget_ms: 0,
-            count: operations.count(),
-            clock: operations.clock(),
-        };
         let mut frame = Vec::new();
-        let start = start_frame(&header, &mut frame);
+        let start = start_frame(&operations.header(0, 0), &mut frame);
         frame.extend_from_slice(&operations.encoded());
         finish_frame(start, &mut frame);
         let request = Bytes::from(frame).slice(crate::wire::LENGTH_BYTES..);
@@ -149,6 +141,7 @@ impl Transport for MemoryTransport {
             if let Ok(ResponseHeader {
                 count,
                 clock,
+                flushes,
                 is_sure,
                 ..
             }) = answers.read()
@@ -158,6 +151,7 @@ impl Transport for MemoryTransport {
                     answers,
                     count,
                     clock,
+                    flushes: flushes.map(|flushes| &flushes[..]),
                     is_sure,
                 })));
             }

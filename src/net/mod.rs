@@ -43,6 +43,6 @@ pub use tls::{
     quic_client, quic_server,
 };
 pub use transport::{
-    CallError, LARGE_BYTES, Lane, LateResponse, Operations, PeerService, ReplySink, Response,
-    Transport, time_budget,
+    CallError, FrameContext, LARGE_BYTES, Lane, LateResponse, Operations, PeerService, ReplySink,
+    Response, Transport, time_budget,
 };

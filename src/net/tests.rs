@@ -30,6 +30,7 @@ impl PeerService for Echo {
                 id,
                 count,
                 clock: HlcTime(0),
+                flushes: None,
                 is_sure: true,
             },
             out,

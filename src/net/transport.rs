@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use serde::Serialize;
+use serde_bytes::Bytes as ByteSlice;
 use thiserror::Error;
 use tokio::time::Instant;
 
 use crate::model::{Body, HlcTime, NodeTag, Record, RecordRef};
-use crate::wire::{self, FrameError, FrameReader};
+use crate::wire::{self, FrameError, FrameReader, RequestHeader};
 
 /// Which stream to a peer carries a call. Bulk never delays a request, and one large value does
 /// not delay the small ones behind it.
@@ -39,6 +40,15 @@ pub fn time_budget(timeout: Duration, bytes: usize) -> Duration {
     }
 }
 
+/// What every frame says of the node that it comes from.
+#[derive(Debug, Clone, Default)]
+pub struct FrameContext {
+    /// Its clock.
+    pub clock: HlcTime,
+    /// The flushes that it knows of; see [`crate::model::Flushes::encode`].
+    pub flushes: Option<Bytes>,
+}
+
 /// Operations for one peer, encoded one behind the other. Large values are not copied into the
 /// encoding but shared with it.
 #[derive(Debug, Default)]
@@ -48,15 +58,15 @@ pub struct Operations {
     /// Values, and where in `encoded` each belongs.
     shared: Vec<(usize, Bytes)>,
     shared_bytes: usize,
-    clock: HlcTime,
+    context: FrameContext,
 }
 
 impl Operations {
-    /// No operations yet, from a caller whose clock reads `clock`.
+    /// No operations yet, from a node of which this is said.
     #[must_use]
-    pub fn new(clock: HlcTime) -> Self {
+    pub fn new(context: FrameContext) -> Self {
         Self {
-            clock,
+            context,
             ..Self::default()
         }
     }
@@ -89,15 +99,21 @@ impl Operations {
         self.count == 0
     }
 
-    /// Tells the time at which they are sent.
-    pub const fn set_clock(&mut self, clock: HlcTime) {
-        self.clock = clock;
+    /// Sets what is said of the node that sends them.
+    pub fn set_context(&mut self, context: FrameContext) {
+        self.context = context;
     }
 
-    /// The caller's clock.
+    /// The header of the frame that carries them.
     #[must_use]
-    pub const fn clock(&self) -> HlcTime {
-        self.clock
+    pub fn header(&self, id: u64, budget_ms: u32) -> RequestHeader<'_> {
+        RequestHeader {
+            id,
+            budget_ms,
+            count: self.count,
+            clock: self.context.clock,
+            flushes: self.context.flushes.as_deref().map(ByteSlice::new),
+        }
     }
 
     /// The length of their encoding.
@@ -197,6 +213,8 @@ pub struct Response<'a> {
     pub count: u32,
     /// The peer's clock.
     pub clock: HlcTime,
+    /// See [`ResponseHeader::flushes`](wire::ResponseHeader::flushes).
+    pub flushes: Option<&'a [u8]>,
     /// See [`ResponseHeader::is_sure`](wire::ResponseHeader::is_sure).
     pub is_sure: bool,
 }

@@ -30,6 +30,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{debug, info, warn};
 
+use super::flush_exchange::FlushExchange;
 use super::replica::{Replica, Written};
 use crate::env::Env;
 use crate::model::{HashedKey, HlcTime, KeyHasher, NodeTag, PartitionId, RecordRef};
@@ -127,6 +128,7 @@ fn enough(n: u8) -> usize {
 impl CatchUp {
     /// Catches up, now and whenever the homes change, for as long as the environment's tasks run.
     pub async fn run(mut self) {
+        self.transport = FlushExchange::over(self.transport, &self.replica, &self.env.clock);
         let mut progress = Progress::default();
         let mut pause = PAUSE_MIN;
         let mut view = self.view.clone();
@@ -275,7 +277,7 @@ impl CatchUp {
         partitions: &[PartitionId],
         progress: &Progress,
     ) -> Result<oneshot::Receiver<Result<Pages, CallError>>, CallError> {
-        let mut operations = Operations::new(self.replica.now(self.env.clock.wall()));
+        let mut operations = Operations::new(self.replica.frame_context(self.env.clock.wall()));
         for partition in partitions {
             let at = progress.homes.get(partition).and_then(|c| c.at.get(&home));
             let after = at.and_then(|(after, _)| *after);

@@ -190,7 +190,7 @@ impl ClockProbe {
 
     fn ask(&self, peer: NodeTag) -> Option<oneshot::Receiver<Option<ClockOffset>>> {
         let clock = &self.env.clock;
-        let mut operations = Operations::new(self.replica.now(clock.wall()));
+        let mut operations = Operations::new(self.replica.frame_context(clock.wall()));
         operations.push(&Operation::Clock);
         let asked = clock.monotonic();
         let (tell, told) = oneshot::channel();

@@ -4,20 +4,23 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
+use super::holds::Holds;
 use super::peer_clocks::PeerClocks;
 use crate::model::{
-    ClockDrift, Database, Expiry, HashedKey, Hlc, HlcTime, Millis, NodeTag, PartitionId, Prior,
-    RecordRef, Stamp, Summary, Version,
+    ClockDrift, Database, DatabaseSet, Expiry, Flushes, HashedKey, Hlc, HlcTime, Millis, NodeTag,
+    NotFlushes, PartitionId, Prior, RecordRef, Stamp, Summary, Version,
 };
+use crate::net::FrameContext;
 use crate::ring::Partitions;
 use crate::store::{
     Accepted, Applied, ExpiryChange, Promised, Proposal, ReadyRecord, ScanSlice, Store,
 };
-use crate::wire::Refusal;
+use crate::wire::{HoldWords, Refusal};
 
 /// The local copy, guarded by the rules that every write keeps, wherever it comes from.
 #[derive(Debug)]
@@ -37,6 +40,7 @@ pub struct Replica {
     lost: Notify,
     /// A database was emptied.
     flushed: Notify,
+    holds: Holds,
 }
 
 /// Of which partitions a replica holds all that it ever acknowledged.
@@ -128,6 +132,7 @@ impl Replica {
             waits_for_room: AtomicBool::new(false),
             lost: Notify::new(),
             flushed: Notify::new(),
+            holds: Holds::default(),
         }
     }
 
@@ -313,6 +318,9 @@ impl Replica {
     /// Empties a database of all that was written up to a version; what it held is freed in the
     /// background. Whether that is news.
     pub fn flush(&self, database: Database, up_to: Version, wall: Millis) -> Result<bool, Refusal> {
+        if self.store.flushes().of(database) >= up_to {
+            return Ok(false);
+        }
         self.observe(Stamp::fresh(up_to), wall)?;
         let is_news = self.store.flush(database, up_to);
         if is_news {
@@ -321,10 +329,95 @@ impl Replica {
         Ok(is_news)
     }
 
+    /// Empties databases of all that this copy holds, where it is the only one: `stamp` is called
+    /// when nothing is being made of what is held.
+    pub fn flush_alone(&self, databases: DatabaseSet, stamp: impl FnOnce() -> Version) {
+        if self.store.flush_all(databases, stamp) {
+            self.flushed.notify_one();
+        }
+    }
+
+    /// Promises no ballot for keys of these databases until the flush of this number comes, or
+    /// its time is over. All that was taken or promised before is not newer than what is returned.
+    ///
+    /// Without it, a proposer could be promised a ballot after the flush was stamped and before it
+    /// came, and so make an update of what was to be flushed that is newer than the flush.
+    pub fn hold(
+        &self,
+        databases: DatabaseSet,
+        number: HoldWords,
+        (wall, now): (Millis, Instant),
+    ) -> Result<HlcTime, Refusal> {
+        if !self.holds.begin(databases, number, now) {
+            return Err(Refusal::Busy);
+        }
+        Ok(self.now(wall).max(self.holds.newest_ballot()))
+    }
+
+    /// Empties databases that were held for it; see [`Replica::hold`].
+    ///
+    /// # Errors
+    /// When they were not held all the time: the databases are emptied, but this copy may have
+    /// promised something newer.
+    pub fn flush_held(
+        &self,
+        databases: DatabaseSet,
+        up_to: Version,
+        number: HoldWords,
+        (wall, now): (Millis, Instant),
+    ) -> Result<(), Refusal> {
+        for database in databases.iter() {
+            self.flush(database, up_to, wall)?;
+        }
+        match self.holds.end(number, now) {
+            true => Ok(()),
+            false => Err(Refusal::TooLate),
+        }
+    }
+
+    /// Merges what a peer knows of flushes: before what it asks or answers is looked at.
+    ///
+    /// # Errors
+    /// When it is malformed.
+    pub fn merge_flushes(&self, of_peer: Option<&[u8]>, wall: Millis) -> Result<(), NotFlushes> {
+        let Some(of_peer) = of_peer else {
+            return Ok(());
+        };
+        if self.store.encoded_flushes().as_deref() == Some(of_peer) {
+            return Ok(());
+        }
+        for (database, up_to) in Flushes::decode(of_peer)?.iter() {
+            // A clock that is not to be believed empties nothing; that was counted.
+            let _refused = self.flush(database, up_to, wall);
+        }
+        Ok(())
+    }
+
+    /// What every frame to a peer says of this node.
+    #[must_use]
+    pub fn frame_context(&self, wall: Millis) -> FrameContext {
+        FrameContext {
+            clock: self.now(wall),
+            flushes: self.store.encoded_flushes(),
+        }
+    }
+
+    /// The flushes that it knows of, as they travel; `None`: none.
+    #[must_use]
+    pub fn encoded_flushes(&self) -> Option<Bytes> {
+        self.store.encoded_flushes()
+    }
+
     /// Up to which version each database was emptied.
     #[must_use]
-    pub fn flushes(&self) -> [Version; Database::COUNT] {
+    pub fn flushes(&self) -> Flushes {
         self.store.flushes()
+    }
+
+    /// Up to which version the database of a key was emptied; `None`: none ever was.
+    #[must_use]
+    pub fn flush_of(&self, key: &[u8]) -> Option<Version> {
+        self.store.flush_of(key)
     }
 
     /// Whether a state of this key was emptied out.
@@ -369,6 +462,10 @@ impl Replica {
             return Err(Refusal::NoVote);
         }
         self.observe(Stamp::fresh(ballot), wall)?;
+        if self.is_held(key, ballot, now) {
+            // The flush is a round trip away: it is worth another try.
+            return Ok(Promised::Refused { by: ballot });
+        }
         Ok(self.store.promise(key, ballot, self.now(wall), show))
     }
 
@@ -397,7 +494,17 @@ impl Replica {
             self.write(key, proposal.record, wall)?;
             return Err(Refusal::NoVote);
         }
+        let is_held = |next: &Version| self.is_held(key, *next, now);
+        let next = proposal.next.filter(|next| !is_held(next));
+        let proposal = Proposal { next, ..proposal };
         Ok(self.store.accept(key, proposal, self.now(wall)))
+    }
+
+    /// Whether no ballot is promised for a key, because a flush of its database is under way. One
+    /// that begins now learns of this ballot.
+    fn is_held(&self, key: HashedKey<'_>, ballot: Version, now: Instant) -> bool {
+        self.holds.note_ballot(ballot.hlc);
+        self.holds.contains(key.bytes, now)
     }
 
     /// Whether this copy counts among those that decide on updates of a partition: it holds what it

@@ -165,9 +165,10 @@ impl NodeStatus {
 
     /// Up to which version databases were emptied.
     fn flushes(&self) -> Vec<(u8, u64, u64)> {
-        let of = self.replica.flushes().into_iter().zip(0..);
-        let of = of.filter(|(version, _)| *version > Version::default());
-        of.map(|(version, number)| (number, version.hlc.0, version.node.0))
+        let flushes = self.replica.flushes();
+        let number = |database: Database| u8::try_from(database.number()).unwrap_or(u8::MAX);
+        let all = flushes.iter();
+        all.map(|(database, up_to)| (number(database), up_to.hlc.0, up_to.node.0))
             .collect()
     }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use hashlink::LinkedHashMap;
 
-use crate::model::{Body, Expiry, Millis, NodeTag, Prior, Record, RecordRef, Stamp};
+use crate::model::{Body, Expiry, Millis, NodeTag, Prior, Record, RecordRef, Stamp, Version};
 
 /// What may be kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,49 +20,125 @@ pub struct HintLimits {
     pub window: Duration,
 }
 
+/// A change of expiry that a home missed, of a value that its stand-in does not hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MissedExpiry {
+    /// The change.
+    pub expiry: Expiry,
+    /// The version of the value that it is of, if whoever sent it knew that.
+    pub of: Option<Version>,
+}
+
 /// What a home missed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Missed {
     /// A write; its expiry may have changed since.
     Write(Record),
-    /// A change of expiry of a value that this stand-in does not know.
-    Expiry(Expiry),
+    /// A change of expiry.
+    Expiry(MissedExpiry),
+    /// A change of expiry, and a write that came after it and need not be the value that it is of:
+    /// the home is given one after the other.
+    // Boxed: it is rare, and must not make every hint larger.
+    ExpiryThenWrite(Box<MissedExpiry>, Record),
 }
 
 impl Missed {
-    /// What orders it.
+    /// What orders it, and tells it from others of the key.
     #[must_use]
-    pub const fn stamp(&self) -> Stamp {
+    pub fn stamp(&self) -> Stamp {
         match self {
             Self::Write(record) => record.stamp(),
-            Self::Expiry(expiry) => Stamp::fresh(expiry.version),
+            Self::Expiry(missed) => Stamp::fresh(missed.expiry.version),
+            Self::ExpiryThenWrite(missed, record) => Stamp {
+                value: record.version,
+                expiry: record.expiry.version.max(missed.expiry.version),
+            },
         }
     }
 
-    fn is_over(&self, now: Millis) -> bool {
+    /// The write in it.
+    #[must_use]
+    pub const fn write(&self) -> Option<&Record> {
+        match self {
+            Self::Write(record) | Self::ExpiryThenWrite(_, record) => Some(record),
+            Self::Expiry(_) => None,
+        }
+    }
+
+    /// The change of expiry in it, which comes before the write.
+    #[must_use]
+    pub const fn expiry(&self) -> Option<MissedExpiry> {
+        match self {
+            Self::Expiry(missed) => Some(*missed),
+            Self::ExpiryThenWrite(missed, _) => Some(**missed),
+            Self::Write(_) => None,
+        }
+    }
+
+    /// Whether it is of no use any more: a value that has expired by itself.
+    #[must_use]
+    pub fn is_over(&self, now: Millis) -> bool {
         matches!(self, Self::Write(record) if record.is_expired(now))
     }
 
     fn value_bytes(&self) -> u64 {
-        match self {
-            Self::Write(Record {
-                body: Body::Value(value),
-                ..
-            }) => value.len() as u64,
-            _ => 0,
+        let body = self.write().map(|record| &record.body);
+        match body {
+            Some(Body::Value(value)) => value.len() as u64,
+            Some(Body::Tombstone) | None => 0,
         }
     }
 
     fn prior(&self, now: Millis) -> Prior {
+        let is_live =
+            |record: &Record| matches!(record.body, Body::Value(_)) && !record.is_expired(now);
+        let stamp = match self.write() {
+            Some(record) => record.stamp(),
+            None => self.stamp(),
+        };
         Prior {
-            stamp: Some(self.stamp()),
-            live: match self {
-                Self::Write(record) => {
-                    matches!(record.body, Body::Value(_)) && !record.is_expired(now)
-                }
-                Self::Expiry(_) => false,
-            },
+            stamp: Some(stamp),
+            live: self.write().is_some_and(is_live),
         }
+    }
+
+    /// What is missed with a write that comes after this. A change of expiry is of one value: it is
+    /// merged into that one only, never into a later one, which it would pass as the newest state of it.
+    fn then_write(&self, record: Record) -> Self {
+        let Some(missed) = self.expiry() else {
+            return Self::Write(record);
+        };
+        let MissedExpiry { expiry, of } = missed;
+        if expiry.version <= record.expiry.version || expiry.version <= record.version {
+            return Self::Write(record);
+        }
+        if of == Some(record.version) {
+            return Self::Write(Record { expiry, ..record });
+        }
+        Self::ExpiryThenWrite(Box::new(missed), record)
+    }
+
+    /// What is missed with a change of expiry that comes after this; `None`: no more than before.
+    fn then_expiry(&self, missed: MissedExpiry, now: Millis) -> Option<Self> {
+        let Some(record) = self.write() else {
+            return Some(Self::Expiry(missed));
+        };
+        let MissedExpiry { expiry, of } = missed;
+        if of.is_some_and(|of| of > record.version) {
+            return Some(Self::ExpiryThenWrite(Box::new(missed), record.clone()));
+        }
+        if matches!(record.body, Body::Tombstone) || record.is_expired(now) {
+            // There is no value for it to change.
+            return None;
+        }
+        let record = Record {
+            expiry,
+            ..record.clone()
+        };
+        Some(match self.expiry() {
+            Some(earlier) => Self::ExpiryThenWrite(Box::new(earlier), record),
+            None => Self::Write(record),
+        })
     }
 }
 
@@ -139,25 +215,18 @@ impl HintQueues {
         record: RecordRef<'_>,
         since: Millis,
     ) -> Kept {
-        let held = self.get(home, key);
-        let prior = held.map_or_else(Prior::default, |held| held.missed.prior(since));
-        let mut record_expiry = record.expiry;
-        match held.map(|held| &held.missed) {
-            Some(Missed::Write(held)) if held.stamp() > record.stamp() => {
-                return Kept::Superseded(prior);
-            }
-            // A change of expiry that came first, of this value or a later one.
-            Some(Missed::Expiry(expiry)) if expiry.version > record.expiry.version => {
-                record_expiry = *expiry;
-            }
-            _ => {}
+        let held = self.get(home, key).map(|held| &held.missed);
+        let prior = held.map_or_else(Prior::default, |held| held.prior(since));
+        let write = held.and_then(Missed::write);
+        if write.is_some_and(|write| write.stamp() > record.stamp()) {
+            return Kept::Superseded(prior);
         }
-        let record = RecordRef {
-            expiry: record_expiry,
-            ..record
-        };
         // Copied: a slice would keep the whole frame that it came in.
-        let missed = Missed::Write(record.to_record());
+        let record = record.to_record();
+        let missed = match held {
+            Some(held) => held.then_write(record),
+            None => Missed::Write(record),
+        };
         self.put(home, key, Hint { missed, since }, prior)
     }
 
@@ -166,26 +235,25 @@ impl HintQueues {
         &mut self,
         home: NodeTag,
         key: &[u8],
-        expiry: Expiry,
+        expiry: MissedExpiry,
         since: Millis,
     ) -> Kept {
-        let held = self.get(home, key);
-        let prior = held.map_or_else(Prior::default, |held| held.missed.prior(since));
-        let missed = match held.map(|held| &held.missed) {
-            Some(held) if held.stamp().newest() > expiry.version => {
-                return Kept::Superseded(prior);
+        let held = self.get(home, key).map(|held| &held.missed);
+        let prior = held.map_or_else(Prior::default, |held| held.prior(since));
+        let missed = match held {
+            Some(held) if held.stamp().newest() > expiry.expiry.version => {
+                return Kept::Superseded(Prior {
+                    stamp: Some(held.stamp()),
+                    ..prior
+                });
             }
-            Some(Missed::Write(record)) => match &record.body {
-                Body::Value(_) if !record.is_expired(since) => Missed::Write(Record {
-                    expiry,
-                    ..record.clone()
-                }),
-                // There is no value for it to change.
-                _ => return Kept::Kept(prior),
-            },
-            Some(Missed::Expiry(_)) | None => Missed::Expiry(expiry),
+            Some(held) => held.then_expiry(expiry, since),
+            None => Some(Missed::Expiry(expiry)),
         };
-        self.put(home, key, Hint { missed, since }, prior)
+        match missed {
+            Some(missed) => self.put(home, key, Hint { missed, since }, prior),
+            None => Kept::Kept(prior),
+        }
     }
 
     /// Takes over a hint that was kept before, as from a disk. The newest of several for a key
@@ -202,10 +270,7 @@ impl HintQueues {
     #[must_use]
     pub fn read(&self, key: &[u8]) -> Option<&Record> {
         let hints = self.homes.values().filter_map(|queue| queue.hints.get(key));
-        let records = hints.filter_map(|hint| match &hint.missed {
-            Missed::Write(record) => Some(record),
-            Missed::Expiry(_) => None,
-        });
+        let records = hints.filter_map(|hint| hint.missed.write());
         records.max_by_key(|record| record.stamp())
     }
 
@@ -349,14 +414,14 @@ fn size(key: &[u8], hint: &Hint) -> u64 {
 }
 
 /// What a hint takes beyond its key and its value, in memory.
-pub const HINT_BYTES: u64 = 232;
+pub const HINT_BYTES: u64 = 240;
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::model::{HlcTime, Version};
+    use crate::model::HlcTime;
 
     const HOME: NodeTag = NodeTag(1);
 
@@ -439,12 +504,18 @@ mod tests {
         assert_eq!(queues.count(), 1);
     }
 
+    fn missed(hlc: u64, at: u64, of: Option<u64>) -> MissedExpiry {
+        let of = of.map(version);
+        let expiry = expiry(hlc, at);
+        MissedExpiry { expiry, of }
+    }
+
     #[test]
     fn a_change_of_expiry_meets_its_value_in_either_order() {
         for expiry_first in [false, true] {
             let mut queues = queues(10_000);
             let change = |queues: &mut HintQueues| {
-                queues.keep_expiry(HOME, b"a", expiry(7, 99_000), Millis(7))
+                queues.keep_expiry(HOME, b"a", missed(7, 99_000, Some(5)), Millis(7))
             };
             if expiry_first {
                 change(&mut queues);
@@ -460,6 +531,88 @@ mod tests {
             keep(&mut queues, "a", 8);
             assert_eq!(queues.read(b"a").unwrap().expiry.at, None);
             assert!(matches!(change(&mut queues), Kept::Superseded(_)));
+        }
+    }
+
+    /// The home held a value of version 3, which was given an expiry at 7; then somebody whose clock is
+    /// behind wrote the value anew, at 5, without an expiry.
+    #[test]
+    fn an_older_change_of_expiry_does_not_end_a_later_value() {
+        for of in [Some(3), None] {
+            let mut queues = queues(10_000);
+            queues.keep_expiry(HOME, b"a", missed(7, 9_000, of), Millis(7));
+            keep(&mut queues, "a", 5);
+            assert_eq!(queues.read(b"a").unwrap().expiry.at, None);
+            let hint = queues.get(HOME, b"a").unwrap();
+            let write = record(5, 10);
+            let both = Missed::ExpiryThenWrite(Box::new(missed(7, 9_000, of)), write.clone());
+            assert_eq!(hint.missed, both);
+            let given = given_to(&record(3, 1), &hint.missed);
+            assert_eq!(given.stamp(), write.stamp());
+            assert_eq!(given.expiry.at, None);
+        }
+    }
+
+    /// What a home that held this holds when it was given a hint.
+    fn given_to(held: &Record, missed: &Missed) -> Record {
+        let mut held = held.clone();
+        if let Some(MissedExpiry { expiry, .. }) = missed.expiry()
+            && held.stamp().newest() <= expiry.version
+        {
+            held.expiry = expiry;
+        }
+        match missed.write() {
+            Some(write) if write.stamp() > held.stamp() => write.clone(),
+            _ => held,
+        }
+    }
+
+    #[derive(Debug, Clone, Copy)]
+    enum Step {
+        Set,
+        Expire(u64),
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<(u64, Step)>> {
+        let step = prop_oneof![Just(Step::Set), (9_000_u64..9_009).prop_map(Step::Expire)];
+        // Clocks differ: in the order of the commands, versions go up and down.
+        let versions = Just((2_u64..14).collect::<Vec<_>>()).prop_shuffle();
+        (versions, prop::collection::vec(step, 1..8))
+            .prop_map(|(versions, steps)| versions.into_iter().zip(steps).collect())
+    }
+
+    proptest! {
+        /// The law of merging: a home that is given the hint holds what one holds that took each
+        /// command when it came, or something that other homes hold too, and never a value with an
+        /// expiry that no home has given it.
+        #[test]
+        fn a_hint_gives_no_value_an_expiry_that_it_has_nowhere_else(steps in steps()) {
+            let first = record(1, 1);
+            let mut queues = queues(10_000);
+            let mut home = first.clone();
+            for (hlc, step) in steps {
+                match step {
+                    Step::Set => {
+                        let write = record(hlc, 10);
+                        queues.keep(HOME, b"a", (&write).into(), Millis(1));
+                        if write.stamp() > home.stamp() {
+                            home = write;
+                        }
+                    }
+                    Step::Expire(at) => {
+                        let of = Some(home.version.hlc.0);
+                        if home.stamp().newest() <= version(hlc) {
+                            queues.keep_expiry(HOME, b"a", missed(hlc, at, of), Millis(1));
+                            home.expiry = expiry(hlc, at);
+                        }
+                    }
+                }
+            }
+            let given = queues.get(HOME, b"a").map_or_else(|| first.clone(), |hint| given_to(&first, &hint.missed));
+            prop_assert!(given.stamp() <= home.stamp(), "{given:?} is newer than {home:?}");
+            if given.version == home.version && given.expiry.version == home.expiry.version {
+                prop_assert_eq!(given.expiry, home.expiry);
+            }
         }
     }
 

@@ -14,7 +14,9 @@ mod write;
 
 pub use agreement::{Agreement, PeerAgreement};
 pub use exchange::{Differences, Exchange, STATE_BYTES, Step};
-pub use hints::{Ended, HINT_BYTES, Hint, HintLimits, HintQueues, HintSummary, Kept, Missed};
+pub use hints::{
+    Ended, HINT_BYTES, Hint, HintLimits, HintQueues, HintSummary, Kept, Missed, MissedExpiry,
+};
 pub use keys::{HomeTold, KeysPage, KeysTold, MergedKeys};
 pub use read::{ReadAction, ReadOp, ReadPlan, StandIns, Told, Want};
 pub use staleness::{Samples, WriteSample};

@@ -5,72 +5,105 @@
 //! replica that was away, finds something newer here.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{PoisonError, RwLock};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use bytes::Bytes;
 
 use super::packed::Packed;
 use super::{Group, Held, Store};
-use crate::model::{Database, HashedKey, Millis, PartitionId, Prior, Stamp, Version};
+use crate::model::{
+    Database, DatabaseSet, Flushes, HashedKey, Millis, PartitionId, Prior, Stamp, Version,
+};
 
 /// When each database was emptied last.
 #[derive(Debug, Default)]
-pub(super) struct Flushes {
+pub(super) struct HeldFlushes {
     /// Most stores never are: one look tells.
     is_any: AtomicBool,
-    of: RwLock<[Version; Database::COUNT]>,
+    state: RwLock<State>,
+    /// Held from the look at a record to its replacement by what was made of it; a flush is stamped
+    /// while nobody does: what was made of a flushed record is older than the flush.
+    order: RwLock<()>,
 }
 
-impl Flushes {
-    /// What a record of this key must exceed to count.
+#[derive(Debug, Default)]
+struct State {
+    of: Flushes,
+    /// Their encoding: it goes with every frame.
+    encoded: Option<Bytes>,
+}
+
+impl HeldFlushes {
+    /// What the value of a record of this key must exceed to count.
     #[inline]
     pub(super) fn of(&self, key: &[u8]) -> Option<Version> {
         if !self.is_any.load(Ordering::Acquire) {
             return None;
         }
-        Some(self.all()[Database::split(key).0.number()])
+        Some(self.state().of.of(Database::split(key).0))
     }
 
-    /// Whether what is held of this key was emptied out.
+    /// Whether what is held of this key was emptied out. When its expiry changed does not matter: a
+    /// value from before the flush does not count for having been given another expiry after it.
     #[inline]
     pub(super) fn covers(&self, key: &[u8], stamp: Stamp) -> bool {
-        self.of(key).is_some_and(|by| stamp.newest() <= by)
+        self.of(key).is_some_and(|by| stamp.value <= by)
     }
 
     /// What passes a state of this key that was emptied out before it came.
     #[inline]
     pub(super) fn passed_by(&self, key: &[u8], stamp: Stamp) -> Option<Prior> {
         let by = self.of(key)?;
-        (stamp.newest() <= by).then(|| Prior::of(by))
+        (stamp.value <= by).then(|| Prior::of(by))
     }
 
-    fn all(&self) -> [Version; Database::COUNT] {
-        *self.of.read().unwrap_or_else(PoisonError::into_inner)
+    /// No flush is stamped and begun while this is held.
+    pub(super) fn hold_off(&self) -> RwLockReadGuard<'_, ()> {
+        self.order.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn state(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn state_mut(&self) -> RwLockWriteGuard<'_, State> {
+        self.state.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Store {
     /// Empties a database of all that was written up to this version; whether that is news.
     pub fn flush(&self, database: Database, up_to: Version) -> bool {
-        let of = &self.flushes.of;
-        let mut of = of.write().unwrap_or_else(PoisonError::into_inner);
-        let held = &mut of[database.number()];
-        let is_news = *held < up_to;
-        *held = (*held).max(up_to);
-        self.flushes.is_any.store(true, Ordering::Release);
+        self.flush_all([database].into_iter().collect(), || up_to)
+    }
+
+    /// Empties databases of all that was written up to the version that `stamp` gives, which is
+    /// called when no [`Store::replace`] is under way: it exceeds what those have written; whether that
+    /// is news.
+    pub fn flush_all(&self, databases: DatabaseSet, stamp: impl FnOnce() -> Version) -> bool {
+        let order = self.flushes.order.write();
+        let _order = order.unwrap_or_else(PoisonError::into_inner);
+        let up_to = stamp();
+        let mut state = self.flushes.state_mut();
+        let mut is_news = false;
+        for database in databases.iter() {
+            is_news |= state.of.raise(database, up_to);
+        }
+        if is_news {
+            state.encoded = state.of.encode();
+            self.flushes.is_any.store(true, Ordering::Release);
+        }
         is_news
     }
 
     /// Forgets all of a group that is of a later version than this: nobody else has taken it. Which of
     /// its partitions have lost something that way; promises are lost in all.
     pub fn forget_after(&self, number: u16, last: Version) -> Vec<PartitionId> {
-        let mut of = self
-            .flushes
-            .of
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
-        for flush in of.iter_mut().filter(|flush| **flush > last) {
-            *flush = Version::default();
+        let mut state = self.flushes.state_mut();
+        if state.of.forget_after(last) {
+            state.encoded = state.of.encode();
         }
-        drop(of);
+        drop(state);
         let Some(mut group) = self.groups.get_mut(&number) else {
             return Vec::new();
         };
@@ -99,8 +132,25 @@ impl Store {
 
     /// Up to which version each database was emptied.
     #[must_use]
-    pub fn flushes(&self) -> [Version; Database::COUNT] {
-        self.flushes.all()
+    pub fn flushes(&self) -> Flushes {
+        self.flushes.state().of
+    }
+
+    /// The same, encoded; `None`: none was.
+    #[must_use]
+    #[inline]
+    pub fn encoded_flushes(&self) -> Option<Bytes> {
+        if !self.flushes.is_any.load(Ordering::Acquire) {
+            return None;
+        }
+        self.flushes.state().encoded.clone()
+    }
+
+    /// The newest flush of the database of this key.
+    #[must_use]
+    #[inline]
+    pub fn flush_of(&self, key: &[u8]) -> Option<Version> {
+        self.flushes.of(key)
     }
 
     /// Whether a state of this key was emptied out.
@@ -179,9 +229,9 @@ mod tests {
 
     use bytes::Bytes;
 
-    use super::super::{Applied, Limits};
+    use super::super::{Applied, ExpiryChange, Limits};
     use super::*;
-    use crate::model::{Digest, HlcTime, KeyHasher, NodeTag, Record};
+    use crate::model::{Digest, Expiry, HlcTime, KeyHasher, NodeTag, Record};
 
     fn version(hlc: u64) -> Version {
         Version {
@@ -276,5 +326,51 @@ mod tests {
                 .into_iter()
                 .all(|digest| digest == Digest::default())
         );
+    }
+
+    #[test]
+    fn another_expiry_does_not_save_a_value_from_the_flush_before_it() {
+        let hasher = KeyHasher::new("test");
+        let limits = Limits {
+            partitions: 16,
+            tombstone_age: Duration::from_secs(600),
+        };
+        let key = HashedKey {
+            bytes: b"k",
+            hash: 7,
+            partition: PartitionId(0),
+        };
+        let now = Millis(1);
+        // It missed the flush, and takes a change of expiry that is newer.
+        let missed = Store::new(hasher, limits);
+        let old = Record::value(version(5), None, Bytes::from_static(b"old"));
+        missed.apply(key, (&old).into(), now);
+        let expiry = Expiry {
+            version: version(150),
+            at: Some(Millis(9_000)),
+        };
+        missed.change_expiry(key, expiry, now);
+        let changed = missed.read(key, now, |record| record.unwrap().to_record());
+        assert_eq!(changed.stamp().newest(), version(150));
+        // Nobody who knows of the flush takes it, and nobody keeps it.
+        let knows = Store::new(hasher, limits);
+        knows.flush(Database::default(), version(60));
+        let by = Prior::of(version(60));
+        let taken = knows.apply(key, (&changed).into(), now);
+        assert_eq!(taken, Applied::Superseded { by });
+        missed.flush(Database::default(), version(60));
+        assert!(missed.is_flushed(key.bytes, changed.stamp()));
+        assert_eq!(missed.summary(key, now), None);
+        // Nor does it come back with one more change.
+        let later = Expiry {
+            version: version(151),
+            at: None,
+        };
+        let nothing = ExpiryChange::Done {
+            now_held: None,
+            expired_at_before: None,
+        };
+        assert_eq!(missed.change_expiry(key, later, now), nothing);
+        assert_eq!((missed.free_flushed(0), missed.keys()), (1, 0));
     }
 }

@@ -30,7 +30,7 @@ use crate::model::{
 
 pub use compare::{Rolled, Scrubbed, States};
 use digests::{Digests, GROUP, Share};
-use flush::Flushes;
+use flush::HeldFlushes;
 pub use packed::ReadyRecord;
 use packed::{Layout, Packed};
 use promises::Promises;
@@ -43,7 +43,7 @@ pub struct Store {
     hasher: KeyHasher,
     limits: Limits,
     groups: DashMap<u16, Group, BuildHasherDefault<GroupHasher>>,
-    flushes: Flushes,
+    flushes: HeldFlushes,
     /// The last cut that any group was brought to.
     cut: AtomicU64,
     keys: AtomicU64,
@@ -115,7 +115,7 @@ impl Store {
             hasher,
             limits,
             groups: DashMap::default(),
-            flushes: Flushes::default(),
+            flushes: HeldFlushes::default(),
             cut: AtomicU64::new(0),
             keys: AtomicU64::new(0),
             tombstones: AtomicU64::new(0),
@@ -330,10 +330,13 @@ impl Store {
         };
         let packed = slab.get(*place);
         let held = packed.stamp();
+        if self.flushes.covers(key.bytes, held) {
+            return nothing;
+        }
         if held.newest() > expiry.version {
             return ExpiryChange::Superseded { by: held };
         }
-        if packed.is_expired(now) || self.flushes.covers(key.bytes, held) {
+        if packed.is_expired(now) {
             return nothing;
         }
         let expired_at_before = packed.expires_at();

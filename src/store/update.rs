@@ -98,6 +98,8 @@ impl Store {
         record: RecordRef<'_>,
         now: Millis,
     ) -> bool {
+        // What is made of a record that a flush empties out meanwhile is older than that flush.
+        let _held_off = self.flushes.hold_off();
         let mut group = self.group_mut(key.partition);
         let group = &mut *group;
         let is_same = self.find_in(group, key).map(|packed| packed.stamp()) == held;

@@ -3,6 +3,7 @@
 use bytes::{Buf, Bytes, BytesMut};
 use rmp_serde::decode::ReadRefReader;
 use serde::{Deserialize, Serialize};
+use serde_bytes::Bytes as ByteSlice;
 use thiserror::Error;
 
 use super::ResponseHeader;
@@ -27,6 +28,9 @@ pub enum FrameError {
     /// Hints travel in frames of their own, under legal keys.
     #[error("a frame mixes hints with other operations, or has a hint without a legal key")]
     Mixed,
+    /// What its header says of flushes is not that.
+    #[error("malformed frame: {0}")]
+    Flushes(#[from] crate::model::NotFlushes),
     /// The response has another number of answers than the request had operations.
     #[error("response has {got} answers, {want} were asked for")]
     Count {
@@ -77,17 +81,23 @@ pub fn finish_frame(start: usize, out: &mut [u8]) {
 #[derive(Debug, Clone, Copy)]
 pub struct ResponseFrame {
     start: usize,
+    /// The header's last two fields are known only at the end: flushes, and then a boolean, one byte
+    /// in `MessagePack`.
+    flushes_at: usize,
     is_sure_at: usize,
 }
 
 impl ResponseFrame {
     /// Starts one at the end of `out`.
     #[must_use]
-    pub fn start(header: &ResponseHeader, out: &mut Vec<u8>) -> Self {
+    pub fn start(header: &ResponseHeader<'_>, out: &mut Vec<u8>) -> Self {
         let start = start_frame(header, out);
-        // The header's last field is a boolean, one byte in MessagePack.
         let is_sure_at = out.len() - 1;
-        Self { start, is_sure_at }
+        Self {
+            start,
+            flushes_at: is_sure_at - encoded_bytes(header.flushes),
+            is_sure_at,
+        }
     }
 
     /// Bytes written since it was started.
@@ -101,12 +111,32 @@ impl ResponseFrame {
         out.truncate(self.start);
     }
 
-    /// Ends it. Whether its answers are sure is known only now.
-    pub fn finish(self, is_sure: bool, out: &mut [u8]) {
+    /// Ends it. Whether its answers are sure is known only now; so is which flushes they are judged
+    /// by: one may have come while they were written.
+    pub fn finish(self, is_sure: bool, flushes: Option<&[u8]>, out: &mut Vec<u8>) {
         const FALSE: u8 = 0xc2;
         const TRUE: u8 = 0xc3;
         out[self.is_sure_at] = if is_sure { TRUE } else { FALSE };
+        let written = &out[self.flushes_at..self.is_sure_at];
+        let flushes = flushes.map(ByteSlice::new);
+        let is_same = written.len() == encoded_bytes(flushes)
+            && flushes.is_none_or(|flushes| written.ends_with(flushes));
+        if !is_same {
+            let mut encoded = Vec::new();
+            encode(&flushes, &mut encoded);
+            out.splice(self.flushes_at..self.is_sure_at, encoded);
+        }
         finish_frame(self.start, out);
+    }
+}
+
+/// As how many bytes [`encode`] writes them.
+fn encoded_bytes(flushes: Option<&ByteSlice>) -> usize {
+    match flushes.map(|flushes| flushes.len()) {
+        None => 1,
+        Some(bytes @ ..256) => 2 + bytes,
+        // At most 272 bytes of them.
+        Some(bytes) => 3 + bytes,
     }
 }
 
@@ -200,7 +230,7 @@ mod tests {
                 Operation::Members,
                 Operation::Scan(PartitionId(7), at, numbers[3]),
                 Operation::Hint(NodeTag(numbers[0]), key, record.into()),
-                Operation::HintExpiry(NodeTag(numbers[1]), key, expiry.into()),
+                Operation::HintExpiry(NodeTag(numbers[1]), key, expiry.into(), at.map(|at| (at, 1))),
                 Operation::HintedRead(key),
                 Operation::HintedSummary(key),
             ];
@@ -209,6 +239,7 @@ mod tests {
                 budget_ms: 7,
                 count: 10,
                 clock: HlcTime(numbers[1]),
+                flushes: value.as_deref().map(ByteSlice::new),
             };
             let mut out = Vec::new();
             let start = start_frame(&header, &mut out);
@@ -221,7 +252,7 @@ mod tests {
             let frame = split_frame(&mut input, 10_000).unwrap().unwrap();
             prop_assert!(input.is_empty());
             let mut reader = FrameReader::new(&frame);
-            prop_assert_eq!(reader.read::<RequestHeader>().unwrap(), header);
+            prop_assert_eq!(reader.read::<RequestHeader<'_>>().unwrap(), header);
             for operation in sent {
                 prop_assert_eq!(reader.read::<Operation<'_>>().unwrap(), operation);
             }
@@ -278,22 +309,37 @@ mod tests {
     }
 
     #[test]
-    fn a_response_tells_at_its_end_whether_it_is_sure() {
-        for is_sure in [true, false] {
-            let header = ResponseHeader {
-                id: 300,
-                count: 1,
-                clock: HlcTime(u64::MAX),
-                is_sure: !is_sure,
-            };
-            let mut out = vec![7];
-            let frame = ResponseFrame::start(&header, &mut out);
-            encode(&Answer::Record(None), &mut out);
-            frame.finish(is_sure, &mut out);
-            let mut reader = FrameReader::new(&out[1 + LENGTH_BYTES..]);
-            let read: ResponseHeader = reader.read().unwrap();
-            assert_eq!(read, ResponseHeader { is_sure, ..header });
-            assert_eq!(reader.read::<Answer<'_>>().unwrap(), Answer::Record(None));
+    fn a_response_tells_at_its_end_whether_it_is_sure_and_what_was_flushed() {
+        let lengths = [0, 17, 34, 16 * 17];
+        let flushes = lengths.map(|length| vec![3; length]);
+        let flushes = || flushes.iter().map(|f| (!f.is_empty()).then_some(&f[..]));
+        for (before, after) in flushes().flat_map(|a| flushes().map(move |b| (a, b))) {
+            for is_sure in [true, false] {
+                let header = ResponseHeader {
+                    id: 300,
+                    count: 1,
+                    clock: HlcTime(u64::MAX),
+                    flushes: before.map(ByteSlice::new),
+                    is_sure: !is_sure,
+                };
+                let mut out = vec![7];
+                let frame = ResponseFrame::start(&header, &mut out);
+                encode(&Answer::Record(None), &mut out);
+                frame.finish(is_sure, after, &mut out);
+                let mut input = BytesMut::from(&out[1..]);
+                let frame = split_frame(&mut input, 10_000).unwrap().unwrap();
+                assert!(input.is_empty());
+                let mut reader = FrameReader::new(&frame);
+                let read: ResponseHeader<'_> = reader.read().unwrap();
+                let flushes = after.map(ByteSlice::new);
+                let want = ResponseHeader {
+                    is_sure,
+                    flushes,
+                    ..header
+                };
+                assert_eq!(read, want);
+                assert_eq!(reader.read::<Answer<'_>>().unwrap(), Answer::Record(None));
+            }
         }
     }
 

@@ -42,7 +42,7 @@ pub const fn frame_bytes_max(value_bytes_max: usize) -> usize {
 
 /// What a request frame starts with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RequestHeader {
+pub struct RequestHeader<'a> {
     /// The caller's number for this frame; the response repeats it.
     pub id: u64,
     /// How long the caller still waits for the response, in milliseconds.
@@ -51,17 +51,25 @@ pub struct RequestHeader {
     pub count: u32,
     /// The caller's clock: the replica judges by it what has ended, and its own clock passes it.
     pub clock: HlcTime,
+    /// The flushes that the caller knows of, as [`Flushes`](crate::model::Flushes) encodes them. The
+    /// replica merges them before it looks at the operations.
+    #[serde(borrow)]
+    pub flushes: Option<&'a Bytes>,
 }
 
 /// What a response frame starts with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ResponseHeader {
+pub struct ResponseHeader<'a> {
     /// The number of the request frame.
     pub id: u64,
     /// How many answers follow, one for each operation, in their order.
     pub count: u32,
     /// The replica's clock.
     pub clock: HlcTime,
+    /// The flushes that the replica knew of when it had answered all operations. The caller merges
+    /// them before any answer counts.
+    #[serde(borrow)]
+    pub flushes: Option<&'a Bytes>,
     /// Whether the replica holds all that it ever acknowledged, in every partition concerned. One
     /// that has lost its memory and has not caught up yet does not.
     pub is_sure: bool,
@@ -103,9 +111,15 @@ pub enum Operation<'a> {
         #[serde(borrow)] &'a Bytes,
         #[serde(borrow)] WireRecord<'a>,
     ),
-    /// Keep a change of expiry as a hint for this home.
+    /// Keep a change of expiry as a hint for this home: of the value of this version, if that is
+    /// known.
     #[serde(rename = "x")]
-    HintExpiry(NodeTag, #[serde(borrow)] &'a Bytes, WireExpiry),
+    HintExpiry(
+        NodeTag,
+        #[serde(borrow)] &'a Bytes,
+        WireExpiry,
+        Option<WireVersion>,
+    ),
     /// Give the whole record of the newest hint for a key. Whoever is asked is no home of it, so
     /// its answer is never sure.
     #[serde(rename = "i", borrow)]
@@ -136,9 +150,13 @@ pub enum Operation<'a> {
     /// The promise of this ballot for the key is used for nothing, and never will be.
     #[serde(rename = "o")]
     Release(#[serde(borrow)] &'a Bytes, WireVersion),
-    /// Empty this database of all that was written up to this version.
+    /// Promise no ballot for keys of these databases until the flush of this number comes or a
+    /// moment has passed.
+    #[serde(rename = "v")]
+    Hold(u16, HoldWords),
+    /// Empty these databases of all that was written up to this version: the flush of this number.
     #[serde(rename = "z")]
-    Flush(u8, WireVersion),
+    Flush(u16, WireVersion, HoldWords),
     /// Tell how many live values there are of this database, by partition.
     #[serde(rename = "n")]
     Count(u8),
@@ -291,7 +309,10 @@ pub enum Answer<'a> {
     /// To `Release`: done.
     #[serde(rename = "y")]
     Released,
-    /// To `Flush`: done.
+    /// To `Hold`: held. All that the replica has taken or promised so far is not newer than this.
+    #[serde(rename = "h")]
+    Held(HlcTime),
+    /// To `Flush`: done, and no ballot was promised since it was held.
     #[serde(rename = "z")]
     Flushed,
     /// To `Count`: partitions and counts.
@@ -348,6 +369,9 @@ pub enum Refusal {
     #[serde(rename = "l")]
     TooLate,
 }
+
+/// The number of a flush: who does it, and its own number for it.
+pub type HoldWords = (u64, u64);
 
 /// The key of a comparison.
 pub type SessionWords = (u64, u64);

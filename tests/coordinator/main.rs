@@ -4,6 +4,7 @@
 #![cfg(test)]
 
 mod edges;
+mod flush;
 mod moments;
 mod sloppy;
 

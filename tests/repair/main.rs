@@ -207,7 +207,7 @@ async fn a_peer_that_dies_in_mid_session_costs_that_session_only() {
             out: &mut Vec<u8>,
         ) -> Result<Option<LateResponse>, FrameError> {
             let mut operations = FrameReader::new(frame);
-            let _header: RequestHeader = operations.read()?;
+            let _header: RequestHeader<'_> = operations.read()?;
             match operations.read()? {
                 Operation::Write(..) => Ok(Some(Box::pin(std::future::pending()))),
                 _ => self.0.serve(frame, out),

@@ -191,7 +191,7 @@ pub(crate) fn made_up(request: &Bytes) -> Option<Bytes> {
         };
         encode(&taken, &mut answers);
     }
-    Some(response(&header, true, header.clock, &answers))
+    Some(response(&header, None, true, header.clock, &answers))
 }
 
 /// Serves a request the broken way.
@@ -204,6 +204,7 @@ pub(crate) fn broken_serve(
 ) -> Bytes {
     let (header, operations) = parse(request);
     let (mut answers, mut is_sure, mut clock) = (Vec::new(), true, header.clock);
+    let mut flushes = None;
     let last = operations.len().saturating_sub(1);
     for (number, operation) in operations.into_iter().enumerate() {
         let is_left_out = breakage == Breakage::DecoderOffByOne && number == last;
@@ -214,9 +215,10 @@ pub(crate) fn broken_serve(
         };
         is_sure &= served.header.is_sure;
         clock = served.header.clock;
+        flushes = served.flushes.or(flushes);
         answers.extend_from_slice(&served.answer);
     }
-    response(&header, is_sure, clock, &answers)
+    response(&header, flushes.as_deref(), is_sure, clock, &answers)
 }
 
 #[expect(clippy::too_many_lines, reason = "an arm a breakage, each a few lines")]
@@ -224,7 +226,7 @@ fn serve_one(
     breakage: Breakage,
     network: &Network,
     Sent { from, to, lane }: Sent,
-    header: &RequestHeader,
+    header: &RequestHeader<'_>,
     operation: Operation<'_>,
     service: &Arc<dyn PeerService>,
 ) -> Served {
@@ -388,7 +390,7 @@ fn serve_one(
 
 /// What moves a record moves nothing.
 fn leave_out(
-    header: &RequestHeader,
+    header: &RequestHeader<'_>,
     operation: Operation<'_>,
     service: &Arc<dyn PeerService>,
 ) -> Served {
@@ -495,10 +497,14 @@ pub(crate) async fn stand_in_as_home(
         out = late.await;
     }
     let mut reader = FrameReader::new(&out[LENGTH_BYTES..]);
-    let answered: ResponseHeader = reader.read().ok()?;
+    let answered: ResponseHeader<'_> = reader.read().ok()?;
     let answers = out[LENGTH_BYTES + encoded(&answered).len()..].to_vec();
     let served = Served {
-        header: answered,
+        header: ResponseHeader {
+            flushes: None,
+            ..answered
+        },
+        flushes: None,
         answer: answers,
     };
     let answers = match (is_promise, is_accept) {
@@ -506,30 +512,36 @@ pub(crate) async fn stand_in_as_home(
         (_, true) => encoded(&Answer::Accepted(false)),
         _ => served.answer,
     };
-    Some(response(&header, true, answered.clock, &answers))
+    let flushes = kept(&answered);
+    let flushes = flushes.as_deref();
+    Some(response(&header, flushes, true, answered.clock, &answers))
 }
 
 /// One operation, served.
 #[derive(Debug, Clone)]
 pub(crate) struct Served {
-    header: ResponseHeader,
+    header: ResponseHeader<'static>,
+    /// Those of the header.
+    flushes: Option<Bytes>,
     answer: Vec<u8>,
 }
 
 impl Served {
-    fn acknowledged(header: &RequestHeader) -> Self {
+    fn acknowledged(header: &RequestHeader<'_>) -> Self {
         Self {
             header: ResponseHeader {
                 id: 0,
                 count: 1,
                 clock: header.clock,
+                flushes: None,
                 is_sure: true,
             },
+            flushes: None,
             answer: encoded(&Answer::Applied(Prior::default())),
         }
     }
 
-    fn accepted(header: &RequestHeader) -> Self {
+    fn accepted(header: &RequestHeader<'_>) -> Self {
         Self {
             answer: encoded(&Answer::Accepted(false)),
             ..Self::acknowledged(header)
@@ -554,7 +566,7 @@ impl Cache {
 
 fn serve(
     service: &Arc<dyn PeerService>,
-    header: &RequestHeader,
+    header: &RequestHeader<'_>,
     operation: Operation<'_>,
 ) -> Served {
     let mut request = Vec::new();
@@ -570,10 +582,14 @@ fn serve(
         .serve(&Bytes::from(request).slice(LENGTH_BYTES..), &mut out)
         .expect("a well-formed request");
     let mut reader = FrameReader::new(&out[LENGTH_BYTES..]);
-    let header: ResponseHeader = reader.read().expect("a well-formed response");
+    let header: ResponseHeader<'_> = reader.read().expect("a well-formed response");
     let header_bytes = encoded(&header).len();
     Served {
-        header,
+        flushes: kept(&header),
+        header: ResponseHeader {
+            flushes: None,
+            ..header
+        },
         answer: out[LENGTH_BYTES + header_bytes..].to_vec(),
     }
 }
@@ -585,18 +601,31 @@ fn held(served: &Served) -> Option<Version> {
     }
 }
 
-fn parse(request: &Bytes) -> (RequestHeader, Vec<Operation<'_>>) {
+fn parse(request: &Bytes) -> (RequestHeader<'_>, Vec<Operation<'_>>) {
     let mut reader = FrameReader::new(request);
-    let header: RequestHeader = reader.read().expect("a well-formed request");
+    let header: RequestHeader<'_> = reader.read().expect("a well-formed request");
     let operations = (0..header.count).map(|_| reader.read().expect("a well-formed request"));
     (header, operations.collect())
 }
 
-fn response(header: &RequestHeader, is_sure: bool, clock: HlcTime, answers: &[u8]) -> Bytes {
+fn kept(header: &ResponseHeader<'_>) -> Option<Bytes> {
+    header
+        .flushes
+        .map(|flushes| Bytes::copy_from_slice(flushes))
+}
+
+fn response(
+    header: &RequestHeader<'_>,
+    flushes: Option<&[u8]>,
+    is_sure: bool,
+    clock: HlcTime,
+    answers: &[u8],
+) -> Bytes {
     let header = ResponseHeader {
         id: header.id,
         count: header.count,
         clock,
+        flushes: flushes.map(serde_bytes::Bytes::new),
         is_sure,
     };
     let mut out = Vec::new();

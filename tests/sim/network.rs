@@ -11,8 +11,7 @@ use quorate::env::SeededRng;
 use quorate::model::{NodeTag, Version};
 use quorate::net::{CallError, Lane, Operations, PeerService, ReplySink, Response, Transport};
 use quorate::wire::{
-    FrameReader, LENGTH_BYTES, RequestHeader, ResponseHeader, finish_frame, split_frame,
-    start_frame,
+    FrameReader, LENGTH_BYTES, ResponseHeader, finish_frame, split_frame, start_frame,
 };
 use tokio::time::{Instant, sleep, timeout_at};
 
@@ -409,12 +408,13 @@ impl Transport for SimTransport {
 
 fn answer(frame: &Bytes, sink: Box<dyn ReplySink>) {
     let mut answers = FrameReader::new(frame);
-    let header: ResponseHeader = answers.read().expect("replicas answer in frames");
+    let header: ResponseHeader<'_> = answers.read().expect("replicas answer in frames");
     let response = Response {
         frame,
         answers,
         count: header.count,
         clock: header.clock,
+        flushes: header.flushes.map(|flushes| &flushes[..]),
         is_sure: header.is_sure,
     };
     sink.on_reply(Ok(response))
@@ -423,14 +423,8 @@ fn answer(frame: &Bytes, sink: Box<dyn ReplySink>) {
 
 /// The request frame that QUIC would carry, without its length.
 fn frame(operations: &Operations) -> Bytes {
-    let header = RequestHeader {
-        id: 0,
-        budget_ms: 0,
-        count: operations.count(),
-        clock: operations.clock(),
-    };
     let mut frame = Vec::new();
-    let start = start_frame(&header, &mut frame);
+    let start = start_frame(&operations.header(0, 0), &mut frame);
     frame.extend_from_slice(&operations.encoded());
     finish_frame(start, &mut frame);
     Bytes::from(frame).slice(LENGTH_BYTES..)

@@ -42,6 +42,7 @@ use tracing::{debug, warn};
 
 pub use self::responder::Responder;
 pub use self::status::{PeerRepair, RepairReport};
+use super::flush_exchange::FlushExchange;
 use super::handoff::Owed;
 use super::pace::Pace;
 use super::replica::Replica;
@@ -163,6 +164,8 @@ impl AntiEntropy {
     /// What keeps the replicas of a node alike. It does nothing until [`Self::start`].
     #[must_use]
     pub fn new(parts: Parts) -> Arc<Self> {
+        let transport = FlushExchange::over(parts.transport, &parts.replica, &parts.env.clock);
+        let parts = Parts { transport, ..parts };
         Arc::new(Self {
             pace: Pace::new(parts.config.bytes_per_s),
             parts,

@@ -255,7 +255,7 @@ impl AntiEntropy {
 
     fn operations(&self) -> Operations {
         let wall = self.parts.env.clock.wall();
-        Operations::new(self.parts.replica.now(wall))
+        Operations::new(self.parts.replica.frame_context(wall))
     }
 
     /// Asks a peer, and then leaves it and the network alone for as long as the rate demands.

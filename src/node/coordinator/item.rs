@@ -330,6 +330,12 @@ impl ExpireOp {
         }
     }
 
+    /// What was written up to this version was flushed; see [`ReadOp::on_flush`].
+    pub(super) fn on_flush(&mut self, up_to: Version) {
+        self.read.on_flush(up_to);
+        self.before = self.before.filter(|(stamp, _)| stamp.value > up_to);
+    }
+
     pub(super) fn note_before(&mut self, held: Option<Summary>, before: Option<Millis>) {
         let Some(stamp) = held.map(|summary| summary.stamp) else {
             return;

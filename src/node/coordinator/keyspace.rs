@@ -144,7 +144,7 @@ impl Inner {
             if home == self.self_tag {
                 continue;
             }
-            let mut operations = Operations::new(self.replica.now(self.env.clock.wall()));
+            let mut operations = Operations::new(self.replica.frame_context(self.env.clock.wall()));
             let limit = u32::try_from(limit).unwrap_or(u32::MAX);
             partitions.iter().for_each(|&partition| {
                 operations.push(&Operation::Keys(partition, after(partition), limit));

@@ -30,6 +30,7 @@ pub use self::keyspace::KeyPage;
 pub use self::local::Local;
 pub use self::stream::Stream;
 use super::admission::{Admission, Admitted, Overloaded};
+use super::flush_exchange::FlushExchange;
 use super::handoff::{Handoff, Owed};
 use super::hedging::Hedging;
 use super::replica::Replica;
@@ -216,6 +217,7 @@ pub(super) struct Inner {
     pub(super) clock: Arc<Hlc>,
     pub(super) hasher: KeyHasher,
     pub(super) transport: Arc<dyn Transport>,
+    pub(super) flushes_begun: AtomicU64,
     pub(super) handoff: Arc<Handoff>,
     pub(super) owed: watch::Receiver<Arc<Owed>>,
     pub(super) stats: CoordinatorStats,
@@ -271,6 +273,7 @@ impl Coordinator {
             handoff,
             owed,
         } = parts;
+        let transport = FlushExchange::over(transport, &replica, &env.clock);
         let stats = CoordinatorStats::default();
         let hedging = Arc::<Hedging>::default();
         let updater = Updater::new(updates::Parts {
@@ -302,6 +305,7 @@ impl Coordinator {
             admission: Admission::default(),
             updater,
             counted: databases::Counted::default(),
+            flushes_begun: AtomicU64::new(0),
             staleness: StalenessMeter::default(),
         }))
     }

@@ -54,6 +54,7 @@ impl Reply {
             | Answer::Accepted(_)
             | Answer::Outbid(_)
             | Answer::Updated(_)
+            | Answer::Held(_)
             | Answer::Flushed
             | Answer::Released
             | Answer::Counts(_)

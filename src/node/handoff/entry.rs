@@ -2,9 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Expiry, Millis, NodeTag, RecordRef};
-use crate::protocol::{Hint, Missed};
-use crate::wire::{FrameReader, WireExpiry, WireRecord, encode};
+use crate::model::{Millis, NodeTag, RecordRef};
+use crate::protocol::{Hint, Missed, MissedExpiry};
+use crate::wire::{FrameReader, WireExpiry, WireRecord, WireVersion, encode, from_wire, to_wire};
 
 /// Under which key: the home first, so that hints of one home lie together.
 pub(super) fn journal_key(home: NodeTag, key: &[u8]) -> Vec<u8> {
@@ -16,7 +16,15 @@ pub(super) fn journal_value(hint: &Hint) -> Vec<u8> {
     let mut value = Vec::new();
     let kept = match &hint.missed {
         Missed::Write(record) => KeptHint::Write(WireRecord::from(RecordRef::from(record))),
-        Missed::Expiry(expiry) => KeptHint::Expiry(WireExpiry::from(*expiry)),
+        Missed::Expiry(MissedExpiry { expiry, of: None }) => {
+            KeptHint::Expiry(WireExpiry::from(*expiry))
+        }
+        Missed::Expiry(missed) => KeptHint::ExpiryOf(missed.expiry.into(), missed.of.map(to_wire)),
+        Missed::ExpiryThenWrite(missed, record) => KeptHint::ExpiryThenWrite(
+            missed.expiry.into(),
+            missed.of.map(to_wire),
+            WireRecord::from(RecordRef::from(record)),
+        ),
     };
     encode(&(FORMAT, hint.since, kept), &mut value);
     value
@@ -32,7 +40,12 @@ pub(super) fn read<'a>(key: &'a [u8], value: &[u8]) -> Option<(NodeTag, &'a [u8]
     }
     let missed = match kept {
         KeptHint::Write(record) => Missed::Write(RecordRef::from(record).to_record()),
-        KeptHint::Expiry(expiry) => Missed::Expiry(Expiry::from(expiry)),
+        KeptHint::Expiry(expiry) => Missed::Expiry(missed_expiry(expiry, None)),
+        KeptHint::ExpiryOf(expiry, of) => Missed::Expiry(missed_expiry(expiry, of)),
+        KeptHint::ExpiryThenWrite(expiry, of, record) => Missed::ExpiryThenWrite(
+            Box::new(missed_expiry(expiry, of)),
+            RecordRef::from(record).to_record(),
+        ),
     };
     Some((home, key, Hint { missed, since }))
 }
@@ -41,8 +54,20 @@ pub(super) fn read<'a>(key: &'a [u8], value: &[u8]) -> Option<(NodeTag, &'a [u8]
 enum KeptHint<'a> {
     #[serde(rename = "w", borrow)]
     Write(WireRecord<'a>),
+    /// As earlier versions wrote it too: of an unknown value.
     #[serde(rename = "e")]
     Expiry(WireExpiry),
+    #[serde(rename = "o")]
+    ExpiryOf(WireExpiry, Option<WireVersion>),
+    #[serde(rename = "b")]
+    ExpiryThenWrite(WireExpiry, Option<WireVersion>, WireRecord<'a>),
+}
+
+fn missed_expiry(expiry: WireExpiry, of: Option<WireVersion>) -> MissedExpiry {
+    MissedExpiry {
+        expiry: expiry.into(),
+        of: of.map(from_wire),
+    }
 }
 
 const FORMAT: u8 = 1;
@@ -52,7 +77,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::model::{HlcTime, Record, Version};
+    use crate::model::{Expiry, HlcTime, Record, Version};
 
     #[test]
     fn what_is_kept_comes_back() {
@@ -68,10 +93,14 @@ mod tests {
             ..Record::value(version(7), None, Bytes::from_static(b"v"))
         };
         let expiry = write.expiry;
+        let of = Some(version(7));
+        let of_value = MissedExpiry { expiry, of };
         for missed in [
             Missed::Write(write),
             Missed::Write(Record::tombstone(version(9))),
-            Missed::Expiry(expiry),
+            Missed::Expiry(MissedExpiry { expiry, of: None }),
+            Missed::Expiry(of_value),
+            Missed::ExpiryThenWrite(Box::new(of_value), Record::tombstone(version(6))),
         ] {
             let hint = Hint {
                 missed,
@@ -83,5 +112,29 @@ mod tests {
             assert_eq!(read(&key, &value[..value.len() - 1]), None);
             assert_eq!(read(&key[..8], &value), None);
         }
+    }
+
+    #[test]
+    fn what_earlier_versions_kept_is_read() {
+        #[derive(Serialize)]
+        enum Earlier {
+            #[serde(rename = "e")]
+            Expiry(WireExpiry),
+        }
+        let expiry = Expiry {
+            version: Version {
+                hlc: HlcTime(8),
+                node: NodeTag(3),
+            },
+            at: Some(Millis(99)),
+        };
+        let mut value = Vec::new();
+        let earlier = Earlier::Expiry(expiry.into());
+        encode(&(FORMAT, Millis(5), earlier), &mut value);
+        let missed = Missed::Expiry(MissedExpiry { expiry, of: None });
+        let since = Millis(5);
+        let key = journal_key(NodeTag(4), b"k");
+        let hint = Hint { missed, since };
+        assert_eq!(read(&key, &value), Some((NodeTag(4), &b"k"[..], hint)));
     }
 }

@@ -24,8 +24,10 @@ use super::replica::{Replica, Written};
 use crate::env::{
     Changes, Clock, Disk, DiskError, Durability, Journal, JournalFailed, JournalHealth,
 };
-use crate::model::{Expiry, Millis, NodeTag, Prior, Record, RecordRef, Stamp, Summary};
-use crate::protocol::{Ended, Hint, HintLimits, HintQueues, HintSummary, Kept, Missed};
+use crate::model::{Millis, NodeTag, Prior, Record, RecordRef, Stamp, Summary};
+use crate::protocol::{
+    Ended, Hint, HintLimits, HintQueues, HintSummary, Kept, Missed, MissedExpiry,
+};
 use crate::store::ExpiryChange;
 use crate::wire::Refusal;
 
@@ -100,7 +102,7 @@ pub enum MissedRef<'a> {
     /// A write.
     Write(RecordRef<'a>),
     /// A change of expiry.
-    Expiry(Expiry),
+    Expiry(MissedExpiry),
 }
 
 /// What became of a [`NewHint`].
@@ -256,12 +258,12 @@ impl Handoff {
                     Kept::Full => HintReply::Refused(Refusal::HintsFull),
                 }
             }
-            MissedRef::Expiry(expiry) => {
-                let stamp = Stamp::fresh(expiry.version);
+            MissedRef::Expiry(missed) => {
+                let stamp = Stamp::fresh(missed.expiry.version);
                 if let Err(refusal) = self.replica.observe(stamp, wall) {
                     return HintReply::Refused(refusal);
                 }
-                match queues.keep_expiry(home, key, expiry, wall) {
+                match queues.keep_expiry(home, key, missed, wall) {
                     Kept::Kept(_) => HintReply::Expiry(ExpiryChange::Done {
                         now_held: summary(queues.read(key)),
                         expired_at_before: None,

@@ -15,6 +15,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{debug, info};
 
+use super::super::flush_exchange::FlushExchange;
 use super::Handoff;
 use crate::env::Env;
 use crate::model::{KeyHasher, NodeTag, RecordRef, Stamp};
@@ -90,7 +91,9 @@ impl Handoff {
 
 impl Replay {
     /// Gives hints back, for as long as the environment's tasks run.
-    pub async fn run(self) {
+    pub async fn run(mut self) {
+        let replica = &self.handoff.replica;
+        self.transport = FlushExchange::over(self.transport, replica, &self.env.clock);
         let mut expire_at = self.env.clock.monotonic();
         let mut generation = 0;
         loop {
@@ -208,8 +211,8 @@ impl Replay {
     ) -> Result<(u64, u64), String> {
         let wall = self.env.clock.wall();
         let now = self.handoff.replica.now(wall);
-        let is_over = |missed: &Missed| matches!(missed, Missed::Write(record) if record.is_expired(now.millis()));
-        let (over, hints): (Vec<_>, Vec<_>) = hints.iter().partition(|(_, missed)| is_over(missed));
+        let is_over = |(_, missed): &&(bytes::Bytes, Missed)| missed.is_over(now.millis());
+        let (over, hints): (Vec<_>, Vec<_>) = hints.iter().partition(is_over);
         let gone: Vec<_> = over.iter().map(|hint| key_and_stamp(hint)).collect();
         self.handoff.remove(home, &gone);
         self.handoff
@@ -219,20 +222,26 @@ impl Replay {
         if hints.is_empty() {
             return Ok((0, 0));
         }
-        let mut operations = Operations::new(now);
+        let mut operations = Operations::new(self.handoff.replica.frame_context(wall));
+        let mut counts = Vec::with_capacity(hints.len());
         for (key, missed) in &hints {
             let key = ByteSlice::new(key);
-            operations.push(&match missed {
-                Missed::Write(record) => Operation::Write(key, RecordRef::from(record).into()),
-                Missed::Expiry(expiry) => Operation::Expire(key, (*expiry).into()),
-            });
+            let before = operations.count();
+            // In this order: see `Missed::ExpiryThenWrite`.
+            if let Some(missed) = missed.expiry() {
+                operations.push(&Operation::Expire(key, missed.expiry.into()));
+            }
+            if let Some(record) = missed.write() {
+                operations.push(&Operation::Write(key, RecordRef::from(record).into()));
+            }
+            counts.push(operations.count() - before);
         }
         let bytes = operations.bytes() as u64;
         let (tell, told) = oneshot::channel();
         let deadline = self.env.clock.monotonic() + CALL_MAX;
         let sink = Box::new(AcksSink {
             tell,
-            hints: hints.len(),
+            operations: counts,
         });
         self.transport
             .call(home, Lane::Bulk, &operations, deadline, sink)
@@ -295,16 +304,14 @@ impl Replay {
                         hash,
                         partition,
                     };
-                    let taken = match missed {
-                        Missed::Write(record) => {
-                            self.handoff.replica.write(key, record.into(), wall).err()
-                        }
-                        Missed::Expiry(expiry) => {
-                            let replica = &self.handoff.replica;
-                            replica.change_expiry(key, *expiry, wall).err()
-                        }
-                    };
-                    if let Some(refusal) = taken {
+                    let replica = &self.handoff.replica;
+                    let expiry = missed.expiry();
+                    let changed = expiry
+                        .map(|missed| replica.change_expiry(key, missed.expiry, wall).map(|_| ()));
+                    let write = missed.write();
+                    let written =
+                        write.map(|record| replica.write(key, record.into(), wall).map(|_| ()));
+                    for refusal in changed.into_iter().chain(written).filter_map(Result::err) {
                         debug!(%refusal, "left a removed node's hint out");
                     }
                 } else {
@@ -352,25 +359,26 @@ fn backoff(failures: u32, fraction: f64) -> Duration {
 }
 
 /// What a home says to one hint.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Ack {
     /// It holds that, or something newer.
     Taken,
-    /// Not now.
-    Later,
     /// It never will.
     Never,
+    /// Not now.
+    Later,
 }
 
 struct AcksSink {
     tell: oneshot::Sender<Result<Vec<Ack>, CallError>>,
-    hints: usize,
+    /// How many operations each hint took.
+    operations: Vec<u32>,
 }
 
 impl ReplySink for AcksSink {
     fn on_reply(self: Box<Self>, reply: Result<Response<'_>, CallError>) -> Result<(), FrameError> {
         let acks = match reply {
-            Ok(mut response) => Ok(read_acks(&mut response, self.hints)?),
+            Ok(mut response) => Ok(read_acks(&mut response, &self.operations)?),
             Err(error) => Err(error),
         };
         // Nobody waits any more: the node is stopping.
@@ -379,15 +387,20 @@ impl ReplySink for AcksSink {
     }
 }
 
-fn read_acks(response: &mut Response<'_>, hints: usize) -> Result<Vec<Ack>, FrameError> {
-    let mut acks = Vec::with_capacity(hints);
-    for _ in 0..hints {
-        acks.push(match response.answers.read()? {
-            Answer::Applied(_) | Answer::Superseded(_) => Ack::Taken,
-            Answer::Expiry(..) | Answer::ExpirySuperseded(_) => Ack::Taken,
-            Answer::Refused(Refusal::TooBig) => Ack::Never,
-            _ => Ack::Later,
-        });
+fn read_acks(response: &mut Response<'_>, operations: &[u32]) -> Result<Vec<Ack>, FrameError> {
+    let mut acks = Vec::with_capacity(operations.len());
+    for &count in operations {
+        // A hint of two operations is done with when both are.
+        let mut ack = Ack::Taken;
+        for _ in 0..count {
+            ack = ack.max(match response.answers.read()? {
+                Answer::Applied(_) | Answer::Superseded(_) => Ack::Taken,
+                Answer::Expiry(..) | Answer::ExpirySuperseded(_) => Ack::Taken,
+                Answer::Refused(Refusal::TooBig) => Ack::Never,
+                _ => Ack::Later,
+            });
+        }
+        acks.push(ack);
     }
     Ok(acks)
 }

@@ -377,7 +377,7 @@ mod tests {
             .collect()
     }
 
-    const OURS: &str = "wire=3 partitions=64 n=3";
+    const OURS: &str = "wire=4 partitions=64 n=3";
 
     #[test]
     fn being_named_in_gossip_is_not_enough() {

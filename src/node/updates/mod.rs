@@ -303,7 +303,7 @@ impl Updater {
         let parts = &self.0.parts;
         let mut changes = Vec::new();
         encode(&updates.changes, &mut changes);
-        let mut operations = Operations::new(parts.clock.read(parts.env.clock.wall()));
+        let mut operations = Operations::new(parts.replica.frame_context(parts.env.clock.wall()));
         operations.push(&Operation::Update(
             ByteSlice::new(key),
             WireUpdates {

@@ -129,7 +129,7 @@ fn send(parts: &Arc<Parts>, to: NodeTag, parcel: Parcel) {
         waiting,
     } = parcel;
     let env = &parts.env;
-    operations.set_clock(parts.clock.read(env.clock.wall()));
+    operations.set_context(parts.replica.frame_context(env.clock.wall()));
     let lane = match operations.bytes() {
         LARGE_BYTES.. => Lane::Large,
         _ => Lane::Foreground,

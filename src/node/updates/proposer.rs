@@ -289,7 +289,7 @@ impl Proposer {
     async fn drive(&self, op: &mut UpdateOp, round: &Round<'_>, standing: Option<Standing>) {
         let parts = &self.0.parts;
         let told = Inbox::default();
-        let mut action = match standing.filter(|standing| self.stands(standing)) {
+        let mut action = match standing.filter(|standing| self.stands(standing, round.key)) {
             Some(standing) => {
                 let ballot = standing.ballot();
                 op.begin_standing(standing, self.now(), || self.next(round, ballot))
@@ -373,8 +373,12 @@ impl Proposer {
             Told::Promised {
                 home,
                 ballot,
-                promise,
+                mut promise,
             } => {
+                if let Some(up_to) = self.0.parts.replica.flush_of(round.key) {
+                    promise.on_flush(up_to);
+                    op.on_flush(up_to);
+                }
                 let newest = promise
                     .record
                     .as_ref()
@@ -432,8 +436,12 @@ impl Proposer {
     }
 
     /// Whether a promise is young enough to count on.
-    fn stands(&self, standing: &Standing) -> bool {
+    fn stands(&self, standing: &Standing, key: &[u8]) -> bool {
         let parts = &self.0.parts;
+        let flushed = parts.replica.flush_of(key);
+        if flushed.is_some_and(|up_to| standing.is_flushed(up_to)) {
+            return false;
+        }
         let now = parts.clock.read(parts.env.clock.wall()).millis();
         let ballot = standing.ballot();
         let age_ms = now.0.saturating_sub(ballot.hlc.millis().0);

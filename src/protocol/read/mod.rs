@@ -13,7 +13,7 @@
 //! counted has taken the write itself, or has been given its hint, or its stand-ins have been heard.
 
 use super::{QuorumNotMet, Replicas, StandIn, Voters, count_u8};
-use crate::model::{Millis, Record, Stamp, Summary};
+use crate::model::{Millis, Record, Stamp, Summary, Version};
 use crate::wire::Refusal;
 
 /// What a read is for.
@@ -244,6 +244,20 @@ impl ReadOp {
             self.record = Some(record);
         }
         self.advance(actions);
+    }
+
+    /// What was written up to this version was flushed: replicas that have shown it missed that, and
+    /// hold nothing. Nobody knows better than who knows of the flush.
+    pub fn on_flush(&mut self, up_to: Version) {
+        let is_flushed = |stamp: Stamp| stamp.value <= up_to;
+        for replica in &mut self.replicas {
+            if let State::Holds { held, .. } = &mut replica.state {
+                *held = held.filter(|summary| !is_flushed(summary.stamp));
+            }
+            replica.repairing = replica.repairing.filter(|stamp| !is_flushed(*stamp));
+        }
+        let record = self.record.take();
+        self.record = record.filter(|record| !is_flushed(record.stamp()));
     }
 
     /// A replica took the record it was repaired with, or holds something newer.
@@ -613,7 +627,9 @@ impl ReadOp {
         count_u8(&self.replicas[..self.homes], of)
     }
 
-    fn newest(&self) -> Option<Summary> {
+    /// The newest state that a replica holds, so far.
+    #[must_use]
+    pub fn newest(&self) -> Option<Summary> {
         let held = self.replicas.iter().filter_map(Replica::held);
         held.max_by_key(|summary| summary.stamp)
     }

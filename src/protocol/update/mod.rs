@@ -99,6 +99,17 @@ pub struct Promise {
     pub lineage: Lineage,
 }
 
+impl Promise {
+    /// What was written up to this version was flushed.
+    pub fn on_flush(&mut self, up_to: Version) {
+        let is_flushed = |record: &mut Record| record.version <= up_to;
+        if self.record.take_if(is_flushed).is_some() {
+            let known_from = self.lineage.known_from().max(up_to.hlc);
+            self.lineage = Lineage::unknown_until(known_from);
+        }
+    }
+}
+
 /// What whoever made the last update knows: the state that a majority holds, which has promised a
 /// ballot already.
 #[derive(Debug, Clone)]
@@ -119,6 +130,14 @@ impl Standing {
     #[must_use]
     pub const fn ring(&self) -> u64 {
         self.ring
+    }
+
+    /// Whether the state was flushed, if that was done up to this version: it is not known then what
+    /// homes hold.
+    #[must_use]
+    pub fn is_flushed(&self, up_to: Version) -> bool {
+        let record = self.promise.record.as_ref();
+        record.is_none_or(|record| record.version <= up_to)
     }
 }
 
@@ -315,6 +334,19 @@ impl UpdateOp {
         }
         self.has_proposed |= is_news;
         Some(self.give(proposed, outcomes, next()))
+    }
+
+    /// What was written up to this version was flushed: homes that have shown it missed that, and hold
+    /// nothing.
+    pub fn on_flush(&mut self, up_to: Version) {
+        let Phase::Asking(told) = &mut self.phase else {
+            return;
+        };
+        for told in told.iter_mut().flatten() {
+            if let Told::Yes(promise) = told {
+                promise.on_flush(up_to);
+            }
+        }
     }
 
     /// A home has taken the result of this ballot; whether it promised the next one as well.

@@ -159,6 +159,13 @@ impl WriteOp {
         }
     }
 
+    /// What was written up to this version was flushed: it was not there before this write.
+    pub fn on_flush(&mut self, up_to: Version) {
+        if self.prior.stamp.is_some_and(|stamp| stamp.value <= up_to) {
+            self.prior = Prior::default();
+        }
+    }
+
     /// A replica holds something newer than this version.
     pub fn on_superseded(
         &mut self,

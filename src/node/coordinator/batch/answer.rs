@@ -1,7 +1,7 @@
 //! Answers of replicas, handed to the state machines they are for.
 
 use super::{Batch, Expected, Op, Reply, State, What, has_later_write};
-use crate::model::{Prior, RecordRef};
+use crate::model::{Prior, RecordRef, Stamp, Summary, Version};
 use crate::node::replica::Written;
 use crate::protocol::Told;
 use crate::store::ExpiryChange;
@@ -31,12 +31,16 @@ impl Batch {
         {
             state.room.keep(RecordRef::from(record).value_bytes());
         }
+        let flushed = self.shared.replica.flush_of(&state.items[item].key);
         let Some(op) = state.items[item].read_mut() else {
             return;
         };
+        if let Some(up_to) = flushed {
+            op.on_flush(up_to);
+        }
         let mut is_in_the_way = false;
         let mut actions = Vec::new();
-        match (what, reply) {
+        match (what, without_flushed(reply, flushed)) {
             (What::Held, Reply::Told(told)) => match self.observe(told.held) {
                 Ok(()) => op.on_told(replica, told, &mut actions),
                 // What no other replica would take is no answer either.
@@ -69,9 +73,14 @@ impl Batch {
             replica,
             what,
         } = expected;
+        let flushed = self.shared.replica.flush_of(&state.items[item].key);
         let Op::Expire(op) = &mut state.items[item].operation else {
             return;
         };
+        if let Some(up_to) = flushed {
+            op.on_flush(up_to);
+        }
+        let reply = without_flushed(reply, flushed);
         let What::Expiry(version) = what else {
             return self.on_read_reply(state, expected, reply);
         };
@@ -114,10 +123,14 @@ impl Batch {
         } = expected;
         let is_superseded = matches!(&reply, Reply::Written(Written::Superseded(_)));
         let is_overtaken = is_superseded && has_later_write(&state.items, item);
+        let flushed = self.shared.replica.flush_of(&state.items[item].key);
         let Op::Write { op, .. } = &mut state.items[item].operation else {
             return;
         };
         let What::Written(version) = what else { return };
+        if let Some(up_to) = flushed {
+            op.on_flush(up_to);
+        }
         if let Some(sample) = &mut state.sample
             && sample.item == item
             && matches!(reply, Reply::Written(_))
@@ -125,7 +138,7 @@ impl Batch {
             sample.on_arrival(replica, self.shared.env.clock.monotonic());
         }
         let mut actions = Vec::new();
-        match reply {
+        match without_flushed(reply, flushed) {
             Reply::Written(Written::Applied(prior)) => {
                 op.on_applied(replica, version, prior, &mut actions);
             }
@@ -147,5 +160,37 @@ impl Batch {
             _ => op.on_failed(replica, version, None, &mut actions),
         }
         self.perform_write(state, item, actions);
+    }
+}
+
+/// What a replica answered, without what was flushed: one that missed the flush still shows that.
+fn without_flushed(reply: Reply, flushed: Option<Version>) -> Reply {
+    let Some(up_to) = flushed else { return reply };
+    let is_flushed = |stamp: Stamp| stamp.value <= up_to;
+    let held = |held: Option<Summary>| held.filter(|summary| !is_flushed(summary.stamp));
+    match reply {
+        Reply::Told(told) => Reply::Told(Told {
+            held: held(told.held),
+            record: told.record.filter(|record| !is_flushed(record.stamp())),
+            is_sure: told.is_sure,
+        }),
+        Reply::Written(Written::Applied(prior)) if prior.stamp.is_some_and(is_flushed) => {
+            Reply::Written(Written::Applied(Prior::default()))
+        }
+        Reply::Expiry {
+            change:
+                ExpiryChange::Done {
+                    now_held,
+                    expired_at_before,
+                },
+            is_sure,
+        } => Reply::Expiry {
+            change: ExpiryChange::Done {
+                now_held: held(now_held),
+                expired_at_before: expired_at_before.filter(|_| held(now_held).is_some()),
+            },
+            is_sure,
+        },
+        Reply::Written(_) | Reply::Expiry { .. } | Reply::Failed(_) => reply,
     }
 }

@@ -10,7 +10,7 @@ use super::{Batch, Expected, Op, Parcel, Reply, State, What, count};
 use crate::model::{Body, Expiry, HashedKey, Kind, Record, RecordRef, Summary};
 use crate::net::LARGE_BYTES;
 use crate::protocol::{ReadOp, Told};
-use crate::wire::{Operation, Refusal};
+use crate::wire::{Operation, Refusal, to_wire};
 
 impl Batch {
     pub(super) fn start(&self, state: &mut State, number: usize) {
@@ -232,7 +232,10 @@ impl Batch {
         let State { items, outbox, .. } = state;
         let key = ByteSlice::new(&items[item].key);
         if let Some(home) = stood_in_for {
-            let hint = Operation::HintExpiry(home, key, expiry.into());
+            // Where a home has taken the change, that tells which value it is of.
+            let newest = items[item].read().and_then(ReadOp::newest);
+            let of = newest.map(|summary| to_wire(summary.stamp.value));
+            let hint = Operation::HintExpiry(home, key, expiry.into(), of);
             return outbox.push(to, true, &hint, expected);
         }
         if to != self.shared.self_tag {

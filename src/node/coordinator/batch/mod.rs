@@ -311,7 +311,7 @@ impl Batch {
             has_hints,
             ..
         } = parcel;
-        operations.set_clock(self.clock());
+        operations.set_context(self.shared.replica.frame_context(self.now()));
         // What happens after the answer has a time of its own.
         let deadline = match state.unanswered {
             0 => self.shared.env.clock.monotonic() + self.timeout,

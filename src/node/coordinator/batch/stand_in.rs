@@ -7,8 +7,8 @@ use tokio::time::Instant;
 use super::{Batch, ExpireOp, Op, Parcel, Reply, State};
 use crate::model::{NodeTag, PartitionId};
 use crate::node::handoff::{HintReply, MissedRef, NewHint};
-use crate::protocol::{ReadAction, StandIn, WriteAction};
-use crate::wire::{FrameReader, Operation};
+use crate::protocol::{MissedExpiry, ReadAction, StandIn, WriteAction};
+use crate::wire::{FrameReader, Operation, from_wire};
 
 impl Batch {
     /// Finds the next stand-in for a home that did not take a write, and sends it the write.
@@ -155,10 +155,13 @@ impl Batch {
                     key,
                     missed: MissedRef::Write(record.into()),
                 }),
-                Operation::HintExpiry(home, key, expiry) => Some(NewHint {
+                Operation::HintExpiry(home, key, expiry, of) => Some(NewHint {
                     home,
                     key,
-                    missed: MissedRef::Expiry(expiry.into()),
+                    missed: MissedRef::Expiry(MissedExpiry {
+                        expiry: expiry.into(),
+                        of: of.map(from_wire),
+                    }),
                 }),
                 // It was packed here, of these two kinds only.
                 _ => None,
