@@ -14,6 +14,8 @@ mod watchdog;
 
 pub use clock::{Clock, SystemClock};
 pub use disk::{Disk, DiskError, MemoryDisk, RealDisk};
+#[doc(hidden)]
+pub use journal::count_entries;
 pub use journal::{
     Changes, Committed, Durability, Found, Journal, JournalBusy, JournalFailed, JournalHealth,
     MemoryJournal,

@@ -53,6 +53,15 @@ pub(super) fn search(bytes: &[u8], mut show: impl FnMut(&[u8], &[u8])) -> u64 {
     damaged
 }
 
+/// For fuzz targets: how many intact and damaged entries bytes hold.
+#[doc(hidden)]
+#[must_use]
+pub fn count_entries(bytes: &[u8]) -> (u64, u64) {
+    let mut intact = 0;
+    let damaged = search(bytes, |_, _| intact += 1);
+    (intact, damaged)
+}
+
 fn checksum(key: &[u8], value: &[u8]) -> u64 {
     let mut hasher = Xxh3Default::new();
     hasher.update(&(key.len() as u64).to_le_bytes());

@@ -11,6 +11,8 @@ use std::fmt::Debug;
 
 use thiserror::Error;
 
+#[doc(hidden)]
+pub use frame::count_entries;
 pub(super) use lsm::LsmJournal;
 pub use memory::MemoryJournal;
 

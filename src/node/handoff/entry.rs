@@ -50,6 +50,21 @@ pub(super) fn read<'a>(key: &'a [u8], value: &[u8]) -> Option<(NodeTag, &'a [u8]
     Some((home, key, Hint { missed, since }))
 }
 
+/// For fuzz targets: whether bytes are an entry. One that is comes back from what is written of it.
+#[doc(hidden)]
+#[must_use]
+pub fn is_hint_entry(key: &[u8], value: &[u8]) -> bool {
+    let Some((home, of, hint)) = read(key, value) else {
+        return false;
+    };
+    let written = journal_value(&hint);
+    assert_eq!(
+        read(&journal_key(home, of), &written),
+        Some((home, of, hint))
+    );
+    true
+}
+
 #[derive(Debug, Serialize, Deserialize)]
 enum KeptHint<'a> {
     #[serde(rename = "w", borrow)]

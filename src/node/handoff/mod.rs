@@ -16,6 +16,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{Notify, oneshot};
 use tracing::{info, warn};
 
+#[doc(hidden)]
+pub use self::entry::is_hint_entry;
 pub use self::owed::Owed;
 use self::replay::Progress;
 pub use self::report::{HintsReport, HomeHints};

@@ -46,6 +46,8 @@ use tokio::sync::watch;
 use tracing::{error, info, warn};
 
 use self::belief::KnownIds;
+#[doc(hidden)]
+pub use self::belief::is_believed;
 use self::published::{
     LOAD_KEY, PARAMS_KEY, Params, RING_KEY, SHEET_KEY, TABLE_KEY, entry_text, load_text, page_key,
 };
