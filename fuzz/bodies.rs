@@ -12,7 +12,7 @@ use quorate::node::{handoff, membership};
 use quorate::protocol::Lineage;
 use quorate::resp::{Args, Command, CommandKind, Limits, Parsed, Parser, decode, matches};
 use quorate::ring::MemberTable;
-use quorate::update::{Change, Context, State};
+use quorate::update::{Change, Context, Limit, State};
 use quorate::wire::{
     Answer, FrameReader, Operation, RequestHeader, ResponseHeader, encode, split_frame,
 };
@@ -99,12 +99,13 @@ pub fn command(input: &[u8]) {
         };
         let words = parser.args(rest);
         if !words.is_empty() && !is_script(words) {
+            let limit = Limit::of_steps();
             let request = request(words.iter());
-            let reply = Change::Command(request.into()).make(&mut state, CONTEXT);
+            let reply = Change::Command(request.into()).make(&mut state, context(&limit));
             // A value, or an error that quotes the request. Each field of a hash costs a little more.
-            assert!(reply.bytes() <= 64 * (CONTEXT.value_bytes_max + rest.len()));
+            assert!(reply.bytes() <= 64 * (VALUE_BYTES_MAX + rest.len()));
             let held = state.held().map_or(0, |held| held.value.len());
-            assert!(held <= CONTEXT.value_bytes_max, "a value of {held} bytes");
+            assert!(held <= VALUE_BYTES_MAX, "a value of {held} bytes");
         }
         rest = &rest[consumed..];
     }
@@ -175,7 +176,7 @@ pub fn wire_frame(input: &[u8]) {
 
 fn read_frame(frame: &[u8]) {
     let mut reader = FrameReader::new(frame);
-    drop(reader.read::<RequestHeader>());
+    drop(reader.read::<RequestHeader<'_>>());
     while let Ok(operation) = reader.read::<Operation<'_>>() {
         let mut written = Vec::new();
         encode(&operation, &mut written);
@@ -183,7 +184,7 @@ fn read_frame(frame: &[u8]) {
         assert_eq!(again, Some(operation));
     }
     let mut reader = FrameReader::new(frame);
-    drop(reader.read::<ResponseHeader>());
+    drop(reader.read::<ResponseHeader<'_>>());
     while let Ok(answer) = reader.read::<Answer<'_>>() {
         let mut written = Vec::new();
         encode(&answer, &mut written);
@@ -247,14 +248,16 @@ pub fn script(input: &[u8]) {
     let mut words = vec![&b"EVAL"[..], source, b"1", b"key"];
     words.extend(parts.take(100));
     let mut state = State::of(record(choice).as_ref(), NOW);
-    let reply = Change::Command(request(words.into_iter()).into()).make(&mut state, CONTEXT);
+    let limit = Limit::of_steps();
+    let reply =
+        Change::Command(request(words.into_iter()).into()).make(&mut state, context(&limit));
     assert!(
         reply.bytes() <= SCRIPT_REPLY_BYTES_MAX,
         "a reply of {} bytes",
         reply.bytes()
     );
     let held = state.held().map_or(0, |held| held.value.len());
-    assert!(held <= CONTEXT.value_bytes_max, "a value of {held} bytes");
+    assert!(held <= VALUE_BYTES_MAX, "a value of {held} bytes");
 }
 
 /// A pattern and a text; the first byte says where the one ends.
@@ -271,6 +274,14 @@ pub fn glob(input: &[u8]) {
     assert!(matches(&within, &[pattern, text].concat()));
 }
 
+const fn context(limit: &Limit) -> Context<'_> {
+    Context {
+        now: NOW,
+        value_bytes_max: VALUE_BYTES_MAX,
+        limit,
+    }
+}
+
 /// Small, so that inputs reach them.
 const LIMITS: Limits = Limits {
     value_bytes_max: 1_000,
@@ -279,10 +290,7 @@ const LIMITS: Limits = Limits {
 };
 /// Redis's limit of a command in words.
 const INLINE_BYTES_MAX: usize = 64 * 1024;
-const CONTEXT: Context = Context {
-    now: NOW,
-    value_bytes_max: 64 * 1024,
-};
+const VALUE_BYTES_MAX: usize = 64 * 1024;
 const NOW: Millis = Millis(1_700_000_000_000);
 const COMMANDS_MAX: usize = 64;
 const CLUSTER: &str = "blue";

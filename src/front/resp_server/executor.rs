@@ -179,7 +179,8 @@ impl Executor<'_> {
                 self.plan.push_error(text);
                 Next::Go
             }
-            Step::Transaction(queue) => self.run_transaction(&queue).await,
+            // Rare, and large.
+            Step::Transaction(queue) => Box::pin(self.run_transaction(&queue)).await,
         }
     }
 
@@ -213,7 +214,7 @@ impl Executor<'_> {
             Command::Connection(_, command) => {
                 // In the order of the commands: what came before is answered before.
                 self.flush().await;
-                if let Some(is_ok) = self.run_elsewhere(command).await {
+                if let Some(is_ok) = Box::pin(self.run_elsewhere(command)).await {
                     self.shared.stats.count(kind, is_ok);
                     self.tally.add(kind, None);
                     return Next::Go;
