@@ -177,8 +177,7 @@ impl ReadyRecord {
     pub(super) fn into_run(self, covers: bool) -> Box<[u8]> {
         let mut bytes = self.0;
         if covers {
-            // The checksum is not over the flags.
-            bytes[0] |= COVERS;
+            set_flag(&mut bytes, COVERS);
         }
         bytes.into_boxed_slice()
     }
@@ -186,9 +185,14 @@ impl ReadyRecord {
 
 /// Marks the record at the beginning of `bytes` as one that nothing points to any more.
 pub(super) fn kill(bytes: &mut [u8]) {
+    set_flag(bytes, IS_DEAD);
+}
+
+/// Sets a flag of a record, and its check anew.
+fn set_flag(bytes: &mut [u8], flag: u8) {
     let head = Head::of(bytes);
     if let Some(flags) = bytes.first_mut() {
-        *flags |= IS_DEAD;
+        *flags |= flag;
     }
     if let Some(head) = head {
         let (checked, check) = bytes.split_at_mut(head.check_at());
