@@ -265,6 +265,15 @@ pub enum CommandError {
     /// `SETBIT` to something else than 0 or 1.
     #[error("ERR bit is not an integer or out of range")]
     Bit,
+    /// `MSET` or `HSET` with a key or field that has no value: enough words for the command, and yet too few.
+    #[error("ERR wrong number of arguments for '{0}' command")]
+    Unpaired(String),
+    /// `WATCH` of several keys.
+    #[error(
+        "ERR WATCH is not for Quorate: keys live on different nodes, which decide on one key at a time: \
+         watch one"
+    )]
+    WatchOfSeveral,
     /// `EXPIRE` with options that exclude each other.
     #[error("ERR {0} options at the same time are not compatible")]
     ExpireOptions(&'static str),
@@ -277,6 +286,15 @@ impl<'a> Command<'a> {
         let Some(kind) = CommandKind::of(name) else {
             return Err(unknown(name, args));
         };
+        Self::of_kind(kind, args).map_err(|error| match error {
+            CommandError::Arity(name) if kind.name() == name && kind.takes(args.len()) => {
+                CommandError::Unpaired(name)
+            }
+            error => error,
+        })
+    }
+
+    fn of_kind(kind: CommandKind, args: Args<'a>) -> Result<Self, CommandError> {
         use CommandKind as K;
         let data = match kind {
             K::Get => DataCommand::Get {
@@ -373,6 +391,47 @@ impl CommandError {
     #[must_use]
     pub const fn is_arity(&self) -> bool {
         matches!(self, Self::Arity(_))
+    }
+
+    /// Whether it discards a transaction at once: there is no such command, or not with so many words. What
+    /// else is wrong is reported in the place of the command when the transaction is carried out, as in
+    /// Redis.
+    #[must_use]
+    pub const fn discards_transaction(&self) -> bool {
+        match self {
+            Self::Unknown { .. }
+            | Self::UnknownSubcommand { .. }
+            | Self::Arity(_)
+            | Self::Refused(..) => true,
+            Self::Syntax
+            | Self::Unsupported(_)
+            | Self::NotAnInteger
+            | Self::NotAnInt
+            | Self::InvalidExpire(_)
+            | Self::Cursor
+            | Self::TimeoutNumber
+            | Self::SubcommandOrArity { .. }
+            | Self::NegativeTimeout
+            | Self::Protocol
+            | Self::ProtocolNumber
+            | Self::HelloOption(_)
+            | Self::Key(_)
+            | Self::Level(_)
+            | Self::SlowLogCount
+            | Self::BitOffset
+            | Self::NoFrequency
+            | Self::TooManyKeys
+            | Self::NegativeKeys
+            | Self::ScriptFlush
+            | Self::PauseMode
+            | Self::ClientId
+            | Self::DecrementOverflow
+            | Self::Offset
+            | Self::Bit
+            | Self::Unpaired(_)
+            | Self::WatchOfSeveral
+            | Self::ExpireOptions(_) => false,
+        }
     }
 }
 

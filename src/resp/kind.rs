@@ -138,6 +138,15 @@ impl CommandKind {
         facts.is_some_and(|facts| facts.flags.contains(&"write"))
     }
 
+    /// Whether it can have so many words, its name included.
+    pub(super) fn takes(self, words: usize) -> bool {
+        let facts = super::command_facts(self.name().as_bytes());
+        facts.is_some_and(|facts| {
+            let count = usize::from(facts.arity.unsigned_abs());
+            words == count || (facts.arity < 0 && words > count)
+        })
+    }
+
     /// The command of a name in any case.
     pub(super) fn of(name: &[u8]) -> Option<Self> {
         let mut upper = [0; NAME_BYTES_MAX];

@@ -66,7 +66,7 @@ pub(super) fn parse(args: Args<'_>, kind: CommandKind) -> Option<Parsed<'_>> {
     let word = |place| args.get(place).unwrap_or_default();
     Some(match (kind, args.len()) {
         (K::Watch, 2) => key(args, 1).map(C::Watch),
-        (K::Watch, 3..) => Err(CommandError::Refused("WATCH", OF_SEVERAL)),
+        (K::Watch, 3..) => Err(CommandError::WatchOfSeveral),
         (K::Unwatch, 1) => Ok(C::Unwatch),
         (K::FlushDb | K::FlushAll, 1) => Ok(C::Flush(kind == K::FlushAll)),
         (K::FlushDb | K::FlushAll, 2) => match word(1).to_ascii_uppercase().as_slice() {
@@ -246,6 +246,3 @@ fn unknown(command: &'static str, name: &[u8]) -> CommandError {
     let name = lossy(name);
     CommandError::UnknownSubcommand { command, name }
 }
-
-const OF_SEVERAL: &str =
-    "keys live on different nodes, which decide on one key at a time: watch one";

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use redis::{Commands, RedisResult};
+use redis::{Commands, ConnectionLike, RedisResult};
 
 use crate::common::{Cluster, PATIENCE, connect, eventually};
 
@@ -51,6 +51,66 @@ fn a_transaction_that_selects_another_database_writes_there_alone_and_once() {
     assert_eq!(client.get::<_, i64>("n").unwrap(), 12);
     run(&mut client, &["SELECT", "1"]).unwrap();
     assert_eq!(client.get::<_, i64>("n").unwrap(), 101);
+}
+
+/// As in Redis: what is wrong with the arguments of a command is said in its place, and the rest is done.
+#[test]
+fn a_command_with_bad_arguments_is_queued_and_its_error_is_in_its_place() {
+    let cluster = settled(1);
+    let mut client = cluster.connect(0);
+    let run = |client: &mut redis::Connection, line: &str| -> RedisResult<redis::Value> {
+        let words: Vec<&str> = line.split(' ').collect();
+        redis::cmd(words[0]).arg(&words[1..]).query(client)
+    };
+    let queued = |client: &mut redis::Connection, line: &str| {
+        let reply = run(client, line).unwrap();
+        assert_eq!(
+            reply,
+            redis::Value::SimpleString("QUEUED".to_owned()),
+            "{line}"
+        );
+    };
+    for watched in [None, Some("WATCH a"), Some("WATCH other")] {
+        run(&mut client, "DEL a").unwrap();
+        if let Some(watched) = watched {
+            run(&mut client, watched).unwrap();
+        }
+        run(&mut client, "MULTI").unwrap();
+        let bad = [
+            "SET a v NX XX",
+            "SETEX a 0 v",
+            "EXPIRE a 1 NX XX",
+            "SELECT x",
+            "SELECT -1",
+            "HINCRBY a f x",
+            "MSET a b c",
+            "HSET a f v g",
+        ];
+        queued(&mut client, "SET a 1");
+        bad.iter().for_each(|line| queued(&mut client, line));
+        queued(&mut client, "INCR a");
+        assert!(run(&mut client, "WATCH a b").is_err());
+        // As it came: `query` would fail with the first error in it.
+        let replies = match client.req_command(&redis::cmd("EXEC")).unwrap() {
+            redis::Value::Array(replies) => replies,
+            other => panic!("{other:?}"),
+        };
+        let are_errors = replies
+            .iter()
+            .map(|reply| matches!(reply, redis::Value::ServerError(_)));
+        let expected = [false].into_iter().chain([true; 8]).chain([false]);
+        assert!(are_errors.eq(expected), "{replies:?}");
+        assert_eq!(client.get::<_, i64>("a").unwrap(), 2);
+    }
+    // What is no command at all, or never has so many words, discards it.
+    for bad in ["NOSUCH a", "GET", "HSET a f", "CLIENT NOSUCH", "DUMP a"] {
+        run(&mut client, "MULTI").unwrap();
+        queued(&mut client, "INCR a");
+        assert!(run(&mut client, bad).is_err(), "{bad}");
+        let error = run(&mut client, "EXEC").unwrap_err();
+        assert_eq!(error.code(), Some("EXECABORT"), "{bad}");
+        assert_eq!(client.get::<_, i64>("a").unwrap(), 2);
+    }
 }
 
 /// Finding 10: a script that is called by its name ran after the check, unprotected.

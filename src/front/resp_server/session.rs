@@ -140,26 +140,27 @@ impl Session {
                     Step::Simple("OK")
                 }
             },
-            (Ok(Command::Connection(_, C::Watch(_))), Some(_)) => {
-                Step::Refuse("ERR WATCH inside MULTI is not allowed".to_owned())
-            }
+            (
+                Ok(Command::Connection(_, C::Watch(_))) | Err(CommandError::WatchOfSeveral),
+                Some(_),
+            ) => Step::Refuse("ERR WATCH inside MULTI is not allowed".to_owned()),
             // These take effect at once, transaction or not, as in Redis.
             (Ok(command @ Command::Connection(_, C::Quit | C::Reset)), _) | (Ok(command), None) => {
                 Step::Run(command)
             }
-            (Err(error), queue) => {
-                if let Some(queue) = queue {
-                    queue.spoilt = true;
-                }
+            (Err(error), None) => Step::Refuse(error.to_string()),
+            (Err(error), Some(queue)) if error.discards_transaction() => {
+                queue.spoilt = true;
                 Step::Refuse(error.to_string())
             }
-            (Ok(_), Some(queue)) if queue.requests.len() + request.len() > queue_bytes_max => {
+            (_, Some(queue)) if queue.requests.len() + request.len() > queue_bytes_max => {
                 queue.spoilt = true;
                 Step::Refuse(format!(
                     "TOOBIG a transaction has at most {queue_bytes_max} bytes"
                 ))
             }
-            (Ok(_), Some(queue)) => {
+            // What is wrong with it is said in its place among the replies.
+            (_, Some(queue)) => {
                 queue.requests.extend_from_slice(request);
                 queue.commands += 1;
                 Step::Simple("QUEUED")
