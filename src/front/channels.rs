@@ -6,11 +6,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Duration;
 
 use bytes::Bytes;
 use thiserror::Error;
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 
 use crate::resp::matches;
 
@@ -77,6 +79,8 @@ struct Inbox {
     sender: mpsc::UnboundedSender<Heard>,
     /// What waits in it.
     bytes: AtomicUsize,
+    /// Since when that is more than the soft limit.
+    over_soft: Mutex<Option<Instant>>,
     /// A message did not fit: no other one is put in.
     is_behind: AtomicBool,
     /// Closes the client.
@@ -104,7 +108,7 @@ pub(super) struct Message {
 
 impl Channels {
     /// Gives a message to those who listen here. How many there are.
-    pub fn publish(&self, channel: &Bytes, text: &Bytes) -> usize {
+    pub fn publish(&self, channel: &Bytes, text: &Bytes, now: Instant) -> usize {
         let to = self.listeners().of_message(channel);
         if to.is_empty() {
             return 0;
@@ -119,6 +123,7 @@ impl Channels {
                     Some(pattern) => Heard::Matched(pattern.clone(), message),
                 },
                 is_tight,
+                Some(now),
             )
         });
         sent.count()
@@ -246,7 +251,7 @@ impl Channels {
         let line: Arc<str> = line.into();
         let monitors: Vec<Mailbox> = self.listeners().monitors.values().cloned().collect();
         for mailbox in monitors {
-            mailbox.send(Heard::Seen(Arc::clone(&line)), false);
+            mailbox.send(Heard::Seen(Arc::clone(&line)), false, None);
         }
     }
 
@@ -324,6 +329,7 @@ impl Mailbox {
         let inbox = Arc::new(Inbox {
             sender,
             bytes: AtomicUsize::new(0),
+            over_soft: Mutex::default(),
             is_behind: AtomicBool::new(false),
             close,
         });
@@ -332,15 +338,17 @@ impl Mailbox {
     }
 
     /// Puts a message in; whether there was room. `is_tight`: what waits for all clients is too much,
-    /// and only those who have read everything get more.
-    fn send(&self, heard: Heard, is_tight: bool) -> bool {
+    /// and only those who have read everything get more. `now`: where the client is closed if that is
+    /// more than the soft limit and has been for long; `None`: it never is.
+    fn send(&self, heard: Heard, is_tight: bool, now: Option<Instant>) -> bool {
         let inbox = &*self.0;
         if inbox.is_behind.load(Ordering::Relaxed) {
             return false;
         }
         let bytes = heard.bytes();
         let before = inbox.bytes.fetch_add(bytes, Ordering::Relaxed);
-        let fits = before == 0 || (!is_tight && before + bytes <= MAILBOX_BYTES_MAX);
+        let is_late = now.is_some_and(|now| inbox.is_late(before + bytes, now));
+        let fits = before == 0 || (!is_tight && !is_late && before + bytes <= MAILBOX_BYTES_MAX);
         if fits {
             return inbox.sender.send(heard).is_ok();
         }
@@ -372,8 +380,30 @@ impl Mail {
     }
 
     fn taken(&self, heard: Heard) -> Heard {
-        self.inbox.bytes.fetch_sub(heard.bytes(), Ordering::Relaxed);
+        let bytes = heard.bytes();
+        let before = self.inbox.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        if before > MAILBOX_SOFT_BYTES && before - bytes <= MAILBOX_SOFT_BYTES {
+            *self.inbox.over_soft() = None;
+        }
         heard
+    }
+}
+
+impl Inbox {
+    /// Whether so much has been waiting for too long.
+    fn is_late(&self, bytes: usize, now: Instant) -> bool {
+        if bytes <= MAILBOX_SOFT_BYTES {
+            return false;
+        }
+        let since = *self.over_soft().get_or_insert(now);
+        now.saturating_duration_since(since) > MAILBOX_SOFT_MAX
+    }
+
+    // std Mutex: never held across an await.
+    fn over_soft(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.over_soft
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -413,6 +443,10 @@ impl Drop for Message {
 
 /// What may wait for one client, as Redis has it for its class `pubsub`.
 pub(super) const MAILBOX_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// More than this waits for a client for [`MAILBOX_SOFT_MAX`] at most: the next message closes it. As in
+/// Redis as well.
+pub(super) const MAILBOX_SOFT_BYTES: usize = 8 * 1024 * 1024;
+pub(super) const MAILBOX_SOFT_MAX: Duration = Duration::from_secs(60);
 /// Messages that wait for clients, each counted once however many it waits for. Beyond, only those get
 /// one who have read all before it.
 pub const WAITING_BYTES_MAX: usize = 128 * 1024 * 1024;
@@ -430,6 +464,11 @@ const PATTERN_BYTES_MAX: usize = 1_024;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::env::{Clock, SystemClock};
+
+    fn start() -> Instant {
+        SystemClock.monotonic()
+    }
 
     fn mailbox() -> (Mailbox, Mail, watch::Receiver<bool>) {
         let close = watch::Sender::new(false);
@@ -446,8 +485,11 @@ mod tests {
         assert_eq!(channels.listen(1, (b"n*", true), &mailbox), Ok(2));
         assert_eq!(channels.listen(1, (b"n*", true), &mailbox), Ok(2));
         let (news, text) = (Bytes::from_static(b"news"), Bytes::from_static(b"m"));
-        assert_eq!(channels.publish(&news, &text), 2);
-        assert_eq!(channels.publish(&Bytes::from_static(b"old"), &text), 0);
+        assert_eq!(channels.publish(&news, &text, start()), 2);
+        assert_eq!(
+            channels.publish(&Bytes::from_static(b"old"), &text, start()),
+            0
+        );
         assert!(matches!(mail.take(), Some(Heard::Message(m)) if m.text == text));
         assert!(
             matches!(mail.take(), Some(Heard::Matched(p, m)) if p == "n*" && m.channel == news)
@@ -469,7 +511,7 @@ mod tests {
         }
         channels.forget(1);
         let news = Bytes::from_static(b"news");
-        assert_eq!(channels.publish(&news, &news), 0);
+        assert_eq!(channels.publish(&news, &news, start()), 0);
         assert!(channels.of_client(1, false).is_empty());
         let listeners = channels.listeners();
         assert!(listeners.clients.is_empty() && listeners.channels.is_empty());
@@ -482,16 +524,43 @@ mod tests {
         let (mailbox, mut mail, closed) = mailbox();
         channels.listen(1, (b"news", false), &mailbox).unwrap();
         let (news, text) = (Bytes::from_static(b"news"), Bytes::from(vec![7; 1 << 20]));
-        let fit = (0..100).take_while(|_| channels.publish(&news, &text) == 1);
+        let fit = (0..100).take_while(|_| channels.publish(&news, &text, start()) == 1);
         assert_eq!(fit.count(), 31);
         assert!(*closed.borrow() && mail.is_behind());
         // Nothing goes missing in between: there is no later one.
         assert!(mail.take().is_some());
-        assert_eq!(channels.publish(&news, &text), 0);
+        assert_eq!(channels.publish(&news, &text, start()), 0);
         assert_eq!(channels.waiting.load(Ordering::Relaxed) >> 20, 30);
         drop((mail, mailbox));
         channels.forget(1);
         assert_eq!(channels.waiting.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn who_is_behind_by_the_soft_limit_is_closed_after_a_minute_and_not_before() {
+        let channels = Channels::default();
+        let (mailbox, mut mail, closed) = mailbox();
+        channels.listen(1, (b"news", false), &mailbox).unwrap();
+        let (news, text) = (Bytes::from_static(b"news"), Bytes::from(vec![7; 1 << 20]));
+        let began = start();
+        let publish =
+            |seconds| channels.publish(&news, &text, began + Duration::from_secs(seconds));
+        for _ in 0..9 {
+            assert_eq!(publish(0), 1);
+        }
+        // It reads, though slowly, but was never less behind: at 60 s it is still let be.
+        assert!(mail.take().is_some());
+        assert_eq!((publish(60), *closed.borrow()), (1, false));
+        // It was less behind for a moment: the minute begins again.
+        for _ in 0..3 {
+            assert!(mail.take().is_some());
+        }
+        for second in 61..=63 {
+            assert_eq!(publish(second), 1);
+        }
+        assert_eq!((publish(121), *closed.borrow()), (1, false));
+        assert_eq!((publish(125), *closed.borrow()), (0, true));
+        assert!(mail.is_behind());
     }
 
     #[test]
@@ -504,7 +573,7 @@ mod tests {
             let (mailbox, mail, closed) = mailbox();
             channels.listen(client, (&name, false), &mailbox).unwrap();
             channels.publish(&Bytes::from(name.clone()), &text);
-            channels.publish(&Bytes::from(name), &text);
+            channels.publish(&Bytes::from(name), &text, start());
             slow.push((mail, closed));
         }
         let waiting = channels.waiting.load(Ordering::Relaxed);
@@ -514,7 +583,10 @@ mod tests {
         let (mailbox, mut mail, closed) = mailbox();
         channels.listen(100, (b"fast", false), &mailbox).unwrap();
         for _ in 0..10 {
-            assert_eq!(channels.publish(&Bytes::from_static(b"fast"), &text), 1);
+            assert_eq!(
+                channels.publish(&Bytes::from_static(b"fast"), &text, start()),
+                1
+            );
             assert!(mail.take().is_some());
         }
         assert!(!*closed.borrow());

@@ -192,7 +192,8 @@ impl PeerServer {
             Operation::Publish(channel, message) => {
                 let heard = self.channels.get().map_or(0, |channels| {
                     let channel = Bytes::copy_from_slice(channel);
-                    channels.publish(&channel, &Bytes::copy_from_slice(message))
+                    let message = Bytes::copy_from_slice(message);
+                    channels.publish(&channel, &message, self.clock.monotonic())
                 });
                 Answer::Heard(u32::try_from(heard).unwrap_or(u32::MAX))
             }
@@ -719,3 +720,5 @@ const TOO_BIG: Answer<'static> = Answer::Refused(Refusal::TooBig);
 const KEYS_WANTED_MAX: usize = 1_024;
 /// 256 MiB of large records, from all peers together: beyond, a peer's write is answered with `Busy`.
 const TAKING_KIB_MAX: u32 = 256 * 1024;
+/// The same in bytes.
+pub const TAKING_BYTES_MAX: u64 = TAKING_KIB_MAX as u64 * 1024;

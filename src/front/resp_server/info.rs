@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 
 use super::Shared;
 use super::plan::VALUES_BYTES_MAX;
+use crate::front::channels::{MAILBOX_BYTES_MAX, MAILBOX_SOFT_BYTES, MAILBOX_SOFT_MAX};
 use crate::model::Database;
 use crate::resp::{Args, CommandKind, REDIS_VERSION, matches};
 
@@ -48,11 +49,14 @@ fn settings(shared: &Shared) -> Vec<(&'static str, String)> {
         ("appendonly", "no".to_owned()),
         (
             "client-output-buffer-limit",
-            // Nobody has more waiting than the second number, for so many seconds at most: nothing more
-            // is carried out for a client before it has read that.
+            // Class, hard limit, soft limit, and for how many seconds there may be more than that. Of
+            // replies nobody has more waiting than the soft limit: nothing more is carried out for a
+            // client before it has read them. No client is a replica.
             format!(
-                "normal 0 {VALUES_BYTES_MAX} {seconds} slave 0 0 0 pubsub 0 0 0",
+                "normal 0 {VALUES_BYTES_MAX} {seconds} slave 0 0 0 pubsub {MAILBOX_BYTES_MAX} \
+                 {MAILBOX_SOFT_BYTES} {mailbox_seconds}",
                 seconds = config.write_max.as_secs().max(1),
+                mailbox_seconds = MAILBOX_SOFT_MAX.as_secs(),
             ),
         ),
         ("databases", Database::COUNT.to_string()),

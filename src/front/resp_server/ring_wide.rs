@@ -43,7 +43,8 @@ pub(super) async fn answer(
                 Bytes::copy_from_slice(channel),
                 Bytes::copy_from_slice(message),
             );
-            let here = shared.channels.publish(&channel, &message);
+            let now = shared.env.clock.monotonic();
+            let here = shared.channels.publish(&channel, &message, now);
             let there = shared.coordinator.publish(&channel, &message).await;
             Ok(number(here as u64 + there))
         }

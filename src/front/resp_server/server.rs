@@ -106,6 +106,12 @@ fn config_set(pairs: Args<'_>, shared: &Shared, reply: &mut Encoder<'_>) {
                 ));
             };
             threshold = Some(Duration::from_micros(micros));
+        } else if is.as_bytes() != value && name == b"client-output-buffer-limit" {
+            return reply.error(&format!(
+                "ERR CONFIG SET failed (possibly related to argument '{shown}') - the limits are \
+                 '{is}': the seconds of normal clients are unread_timeout in quorate.toml, the rest is \
+                 fixed"
+            ));
         } else if is.as_bytes() != value {
             return reply.error(&format!(
                 "ERR CONFIG SET failed (possibly related to argument '{shown}') - can't set \
