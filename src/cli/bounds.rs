@@ -3,8 +3,13 @@
 use std::fmt;
 
 use crate::config::{ByteSize, Settings};
+use crate::env::pool_threads;
 use crate::front::channels::{SUBSCRIPTION_BYTES_MAX, WAITING_BYTES_MAX};
+use crate::front::peer_server::TAKING_BYTES_MAX;
+use crate::front::resp_server::{HASHES_BYTES_MAX, UNREAD_BYTES_MAX};
 use crate::net::QUEUE_BYTES_MAX;
+use crate::node::{LARGE_UNDER_WAY_BYTES_MAX, LARGE_WAITING_BYTES_MAX};
+use crate::update::{SCRIPT_MEMORY_MAX, SCRIPT_REPLY_BYTES_MAX};
 
 /// One bound.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,11 +40,30 @@ impl Bounds {
                 "buffers for replies (connections_max)",
                 connections.saturating_mul(CONNECTION_BYTES),
             ),
+            bound("replies that clients do not read", bytes(UNREAD_BYTES_MAX)),
             bound("messages for subscribers", bytes(WAITING_BYTES_MAX)),
             bound("subscriptions", bytes(SUBSCRIPTION_BYTES_MAX)),
+            // They are copies: a client that is closed for what it has sent leaves its own behind.
+            bound(
+                "large requests of clients that wait for their turn",
+                bytes(LARGE_WAITING_BYTES_MAX),
+            ),
+            bound(
+                "large requests of clients under way",
+                bytes(LARGE_UNDER_WAY_BYTES_MAX),
+            ),
+            bound("large records being taken from peers", TAKING_BYTES_MAX),
+            bound(
+                "scripts and their replies (one for each processor, two at least)",
+                bytes(pool_threads()).saturating_mul(SCRIPT_BYTES_MAX),
+            ),
+            bound(
+                "passwords being checked, with hashes of `quorate passwd`",
+                HASHES_BYTES_MAX,
+            ),
             bound("hints (hint_max_bytes)", settings.hint_max_bytes.0),
             bound(
-                "frames for a peer that does not read",
+                "frames for a peer that does not read, for each peer",
                 bytes(QUEUE_BYTES_MAX),
             ),
         ])
@@ -65,6 +89,8 @@ impl fmt::Display for Bounds {
 
 /// What a connection keeps of its replies for the next time; its input is in the first of the bounds.
 const CONNECTION_BYTES: u64 = 128 * 1024;
+/// What one script may have, and what it may reply.
+const SCRIPT_BYTES_MAX: u64 = SCRIPT_MEMORY_MAX as u64 + SCRIPT_REPLY_BYTES_MAX;
 
 #[cfg(test)]
 mod tests {
@@ -98,5 +124,16 @@ mod tests {
             text.starts_with("at most ") && text.contains("256MiB  hints"),
             "{text}"
         );
+        for line in [
+            "256MiB  replies that clients do not read",
+            "1GiB  large requests of clients that wait",
+            "32MiB  large requests of clients under way",
+            "256MiB  large records being taken from peers",
+            "64MiB  frames for a peer",
+            "38MiB  passwords being checked",
+        ] {
+            assert!(text.contains(line), "{line} is not in\n{text}");
+        }
+        assert!(text.contains("scripts and their replies"), "{text}");
     }
 }

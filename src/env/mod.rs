@@ -22,7 +22,7 @@ pub use journal::{
 };
 pub use rng::SeededRng;
 pub use scheduler_watch::{DELAY_BOUNDS_US, Delays, LONG_DELAY, LongDelay, SchedulerWatch};
-pub use tasks::{ComputeError, Tasks, WAITING_MAX};
+pub use tasks::{ComputeError, Tasks, WAITING_MAX, pool_threads};
 pub use watchdog::Watchdog;
 
 use std::sync::Arc;

@@ -155,15 +155,20 @@ impl Tasks {
 
 impl Default for Pool {
     fn default() -> Self {
-        let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         Self {
-            // Two at least: one long computation is not in the way of all others.
-            turns: Arc::new(Semaphore::new(processors.max(2))),
+            turns: Arc::new(Semaphore::new(pool_threads())),
             waiting: AtomicUsize::new(0),
             watchdog: Watchdog::default(),
             is_inline: false,
         }
     }
+}
+
+/// How many threads compute at once. Two at least: one long computation is not in the way of all others.
+#[must_use]
+pub fn pool_threads() -> usize {
+    let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    processors.max(2)
 }
 
 /// One that waits for a thread.

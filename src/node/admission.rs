@@ -109,11 +109,12 @@ impl Drop for Waiting {
 }
 
 /// Two values of the default limit: one is prepared while the other is on its way.
-const UNDER_WAY_BYTES_MAX: usize = 32 * 1024 * 1024;
+pub const UNDER_WAY_BYTES_MAX: usize = 32 * 1024 * 1024;
 const UNIT_BYTES: usize = 1024;
 const UNITS: usize = UNDER_WAY_BYTES_MAX / UNIT_BYTES;
-/// 64 clients with values of the default limit. They are in memory already, sent by clients.
-const WAITING_BYTES_MAX: usize = 1024 * 1024 * 1024;
+/// 64 clients with values of the default limit. These are copies: what clients have sent is
+/// bounded on its own.
+pub const WAITING_BYTES_MAX: usize = 1024 * 1024 * 1024;
 const TURNS_WAITED_MAX: u32 = 10;
 
 #[cfg(test)]

@@ -20,3 +20,7 @@ pub mod staleness;
 pub mod status;
 pub mod sweeper;
 pub mod updates;
+
+pub use admission::{
+    UNDER_WAY_BYTES_MAX as LARGE_UNDER_WAY_BYTES_MAX, WAITING_BYTES_MAX as LARGE_WAITING_BYTES_MAX,
+};

@@ -186,7 +186,7 @@ impl Default for Limit {
 }
 
 /// What one script may have in memory.
-pub(super) const MEMORY_MAX: usize = 32 * 1024 * 1024;
+pub const MEMORY_MAX: usize = 32 * 1024 * 1024;
 /// Of one script: some hundredths of a second.
 pub(super) const STEPS_MAX: u64 = 5_000_000;
 /// Some microseconds.
@@ -198,4 +198,4 @@ const BYTES_A_STEP: u64 = 32;
 const BATCH_SCRIPTS: u32 = 4;
 const BATCH_STEPS_MAX: u64 = STEPS_MAX * BATCH_SCRIPTS as u64;
 /// Of all replies of a batch.
-const REPLY_BYTES_MAX: u64 = 32 * 1024 * 1024;
+pub const REPLY_BYTES_MAX: u64 = 32 * 1024 * 1024;

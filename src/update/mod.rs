@@ -27,7 +27,9 @@ use crate::resp::{Command, Limits, Parsed, Parser};
 
 pub use apply::{WRONG_TYPE, apply, moment, ttl, usage};
 pub use hash::Fields;
-pub use limit::{Ended, Limit, Watch};
+pub use limit::{
+    Ended, Limit, MEMORY_MAX as SCRIPT_MEMORY_MAX, REPLY_BYTES_MAX as SCRIPT_REPLY_BYTES_MAX, Watch,
+};
 pub use reply::Reply;
 
 /// What a key holds, or is to hold.

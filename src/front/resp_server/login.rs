@@ -336,6 +336,8 @@ fn same(given: &[u8], expected: &[u8]) -> bool {
 const PASSWORD_BYTES_MAX: usize = 4 * 1024;
 const MEMORY_KIB_MAX: u32 = 1024 * 1024;
 const ROUNDS_MAX: u32 = 64;
+/// Two at once, each as [`Password::hash`] makes them.
+pub const HASHES_BYTES_MAX: u64 = 2 * 1024 * Params::DEFAULT_M_COST as u64;
 const SOURCES_MAX: usize = 4_096;
 const DELAY_MIN: Duration = Duration::from_millis(250);
 const DELAY_MAX: Duration = Duration::from_secs(8);

@@ -31,7 +31,7 @@ pub(super) struct Waiting {
 
 impl Default for Unread {
     fn default() -> Self {
-        Self::new(WAITING_BYTES_MAX)
+        Self::new(UNREAD_BYTES_MAX)
     }
 }
 
@@ -116,7 +116,7 @@ impl fmt::Debug for Waiting {
 }
 
 /// All clients of a node together: 256 that each have a long reply waiting.
-const WAITING_BYTES_MAX: usize = 256 * 1024 * 1024;
+pub const UNREAD_BYTES_MAX: usize = 256 * 1024 * 1024;
 
 #[cfg(test)]
 mod tests {
