@@ -24,6 +24,7 @@
 //!   source and counts as that.
 //! - **A turn** of one connection ends after 256 KiB sent: others come in between. A command on one node
 //!   that has more than 256 keys is carried out in parts as well.
+//! - **Connections that end** are closed one at a time, with the commands of others in between.
 //! - **A line of `MONITOR`** has 4 KiB and one more word of at most 4 KiB.
 
 mod clients;
@@ -62,7 +63,7 @@ use rustls::ServerConfig;
 use thiserror::Error;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, warn};
@@ -200,6 +201,8 @@ struct Shared {
     channels: Arc<Channels>,
     unread: Arc<Unread>,
     pause: Pause,
+    /// Whose turn it is to close a connection that has ended.
+    closing: Semaphore,
 }
 
 impl RespServer {
@@ -248,6 +251,7 @@ impl RespServer {
             channels,
             unread: Arc::default(),
             pause: Pause::default(),
+            closing: Semaphore::new(1),
         });
         if let Some(listener) = tcp {
             env.tasks.spawn(Arc::clone(&shared).accept_tcp(listener));
@@ -459,9 +463,15 @@ impl Shared {
                 client: Arc::clone(&client),
             };
             let door = (ends.door, ends.peer_ip);
-            let connection = Connection::new(&shared, client, door, Box::new(stream));
+            let mut connection = Connection::new(&shared, client, door, Box::new(stream));
             Box::pin(connection.run()).await;
+            // Closing a socket takes longer than most commands: when thousands end at once, they are
+            // closed one after the other, and the commands of others come in between. The semaphore
+            // is never closed.
+            let turn = shared.closing.acquire().await;
+            drop(connection);
             drop(open);
+            drop(turn);
         });
     }
 }
