@@ -18,6 +18,8 @@ mod keyspace;
 #[cfg(test)]
 mod large;
 #[cfg(test)]
+mod memory;
+#[cfg(test)]
 mod operate;
 #[cfg(test)]
 mod repair;
