@@ -619,6 +619,7 @@ impl PeerService for PeerServer {
             count,
             clock,
             flushes,
+            ring,
             ..
         } = operations.read()?;
         let wall = self.clock.wall();
@@ -635,8 +636,16 @@ impl PeerService for PeerServer {
         };
         let started = ResponseFrame::start(&header, out);
         let mut is_sure = true;
+        let other_ring = ring.and_then(|ring| OtherRing::of(ring, &self.view));
         for number in 0..count {
             let operation = operations.read()?;
+            if let (Some(ring), Operation::Write(key, _) | Operation::Expire(key, _)) =
+                (&other_ring, &operation)
+                && self.key(key).is_some_and(|key| ring.has_moved(key))
+            {
+                encode(&Answer::Refused(Refusal::OtherRing), out);
+                continue;
+            }
             let is_hint = matches!(operation, Operation::Hint(..) | Operation::HintExpiry(..));
             if is_hint && number == 0 {
                 started.cancel(out);
@@ -684,6 +693,28 @@ impl fmt::Debug for PeerServer {
         f.debug_struct("PeerServer")
             .field("replica", &self.replica)
             .finish_non_exhaustive()
+    }
+}
+
+/// A caller's ring that is not the one of now.
+struct OtherRing {
+    version: u64,
+    now: Arc<View>,
+}
+
+impl OtherRing {
+    fn of(version: u64, view: &watch::Receiver<Arc<View>>) -> Option<Self> {
+        let now = view.borrow();
+        (now.version() != version).then(|| Self {
+            version,
+            now: Arc::clone(&now),
+        })
+    }
+
+    /// Whether the key has other homes by now: a node that has become one may have copied from this
+    /// one already, and would miss what is written to the earlier homes.
+    fn has_moved(&self, key: HashedKey<'_>) -> bool {
+        self.now.has_moved_since(self.version, key.partition)
     }
 }
 

@@ -47,6 +47,8 @@ pub struct FrameContext {
     pub clock: HlcTime,
     /// The flushes that it knows of; see [`crate::model::Flushes::encode`].
     pub flushes: Option<Bytes>,
+    /// The ring whose homes it writes to, where it writes for a client.
+    pub ring: Option<u64>,
 }
 
 /// Operations for one peer, encoded one behind the other. Large values are not copied into the
@@ -113,6 +115,7 @@ impl Operations {
             count: self.count,
             clock: self.context.clock,
             flushes: self.context.flushes.as_deref().map(ByteSlice::new),
+            ring: self.context.ring,
         }
     }
 

@@ -399,6 +399,7 @@ impl Replica {
         FrameContext {
             clock: self.now(wall),
             flushes: self.store.encoded_flushes(),
+            ring: None,
         }
     }
 

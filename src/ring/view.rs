@@ -83,6 +83,15 @@ pub struct View {
     members: Vec<Member>,
     is_whole: bool,
     placement: Arc<Placement>,
+    /// The last rings before this one, the latest first.
+    former: Arc<[FormerRing]>,
+}
+
+/// Where the homes were in a ring that is no more.
+#[derive(Debug, Clone)]
+struct FormerRing {
+    version: u64,
+    placement: Arc<Placement>,
 }
 
 impl View {
@@ -98,6 +107,7 @@ impl View {
             is_whole: members.iter().all(|member| member.reachable),
             members,
             placement,
+            former: Arc::new([]),
         }
     }
 
@@ -107,10 +117,10 @@ impl View {
     pub fn update(&self, members: Vec<Member>) -> Self {
         let members = sorted(members);
         let version = version(&self.params, &members);
-        let placement = if version == self.version {
-            Arc::clone(&self.placement)
+        let (placement, former) = if version == self.version {
+            (Arc::clone(&self.placement), Arc::clone(&self.former))
         } else {
-            Arc::new(place(&self.params, &members))
+            (Arc::new(place(&self.params, &members)), self.followed())
         };
         Self {
             params: Arc::clone(&self.params),
@@ -118,6 +128,7 @@ impl View {
             is_whole: members.iter().all(|member| member.reachable),
             members,
             placement,
+            former,
         }
     }
 
@@ -168,6 +179,18 @@ impl View {
         self.placement.homes(partition)
     }
 
+    /// Whether a partition has other homes now than in the ring of this version, as far as that is
+    /// known: of one that this node has not seen, or not lately, nothing is.
+    #[must_use]
+    pub fn has_moved_since(&self, version: u64, partition: PartitionId) -> bool {
+        if version == self.version {
+            return false;
+        }
+        let mut former = self.former.iter();
+        let former = former.find(|former| former.version == version);
+        former.is_some_and(|former| former.placement.homes(partition) != self.homes(partition))
+    }
+
     /// The rest of a partition's preference list.
     #[must_use]
     pub fn stand_ins(&self, partition: PartitionId) -> Vec<NodeTag> {
@@ -194,6 +217,21 @@ impl View {
             self.homes_held(member.tag) as f64 / share
         };
         holders().map(fullness).fold(1.0, f64::max)
+    }
+}
+
+impl View {
+    /// The former rings of the one that comes after this.
+    fn followed(&self) -> Arc<[FormerRing]> {
+        let this = FormerRing {
+            version: self.version,
+            placement: Arc::clone(&self.placement),
+        };
+        let former = self.former.iter().cloned();
+        std::iter::once(this)
+            .chain(former)
+            .take(FORMER_MAX)
+            .collect()
     }
 }
 
@@ -259,6 +297,9 @@ fn version(params: &RingParams, members: &[Member]) -> u64 {
     content_hash(&(&params.cluster, params.partitions, params.n, members))
 }
 
+/// Nodes that join at once change the ring one by one. Some 100 kB each, at 4,096 partitions.
+const FORMER_MAX: usize = 8;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -308,6 +349,24 @@ mod tests {
         let fewer = before.update(before.members()[..3].to_vec());
         assert_ne!(fewer.version(), before.version());
         assert_eq!(fewer.homes(PartitionId(0)).len(), 3);
+    }
+
+    #[test]
+    fn a_ring_knows_which_partitions_had_other_homes_before_it() {
+        let names = ["a", "b", "c", "d"];
+        let all: Vec<_> = names.map(member).to_vec();
+        let before = view(all[..3].to_vec());
+        let after = before.update(all);
+        let moved = |partition| after.homes(partition) != before.homes(partition);
+        let partitions = || before.params().partitions.all();
+        assert!(partitions().any(moved) && !partitions().all(moved));
+        for partition in partitions() {
+            let version = before.version();
+            assert_eq!(after.has_moved_since(version, partition), moved(partition));
+            assert!(!after.has_moved_since(after.version(), partition));
+            // Nothing is known of rings to come.
+            assert!(!before.has_moved_since(after.version(), partition));
+        }
     }
 
     #[test]

@@ -240,6 +240,7 @@ mod tests {
                 count: 10,
                 clock: HlcTime(numbers[1]),
                 flushes: value.as_deref().map(ByteSlice::new),
+                ring: at,
             };
             let mut out = Vec::new();
             let start = start_frame(&header, &mut out);

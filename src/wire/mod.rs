@@ -55,6 +55,9 @@ pub struct RequestHeader<'a> {
     /// replica merges them before it looks at the operations.
     #[serde(borrow)]
     pub flushes: Option<&'a Bytes>,
+    /// The version of the ring whose homes clients' writes are for. A replica that knows that others
+    /// are the homes by now refuses them.
+    pub ring: Option<u64>,
 }
 
 /// What a response frame starts with.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use quorate::model::{HlcTime, Millis, NodeTag, Version};
+use quorate::model::{Body, HlcTime, Millis, NodeTag, Version};
 
 use super::*;
 
@@ -137,4 +137,43 @@ async fn a_dropped_clock_frees_the_node_of_what_it_stamped_wrongly() {
     assert_eq!(ring.get(0).await, value("right"));
     assert_eq!(ring.set(0, "again").await, Outcome::Written);
     assert_eq!(ring.get(2).await, value("again"));
+}
+
+/// Finding 29: the new home had copied from another one by then, and missed what was written to the
+/// homes of before.
+#[tokio::test(start_paused = true)]
+async fn a_write_to_the_homes_before_a_join_is_made_again_at_those_after_it() {
+    let quorum = Quorum::new(3, 2, 2).unwrap();
+    let ring = Ring::in_zones(&[""; 4], quorum, Duration::from_millis(1));
+    let homes = ring.view.homes(ring.key().partition);
+    let number = |tag| ring.nodes.iter().position(|node| node.tag == tag).unwrap();
+    let joining = number(homes[0]);
+    let former = (0..4)
+        .find(|&node| !homes.contains(&ring.nodes[node].tag))
+        .unwrap();
+    let mut members = ring.view.members().to_vec();
+    members.retain(|member| member.tag != homes[0]);
+    let before = Arc::new(View::new(ring.view.params().clone(), members));
+    let after = Arc::new(before.update(ring.view.members().to_vec()));
+    for node in &ring.nodes {
+        node.view.send_replace(Arc::clone(&after));
+    }
+    // The one that is no home any more does not know it yet.
+    ring.nodes[former].view.send_replace(Arc::clone(&before));
+    let Outcome::Failed(error) = ring.set(former, "v").await else {
+        panic!("it must not be acknowledged by the homes of before");
+    };
+    assert!(error.to_string().contains("another ring"), "{error}");
+    let (view, news) = (ring.nodes[former].view.clone(), Arc::clone(&after));
+    tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        view.send_replace(news);
+    });
+    assert_eq!(ring.set(former, "w").await, Outcome::Written);
+    settle().await;
+    let held = ring.held(joining).expect("the new home has it");
+    assert_eq!(held.body, Body::Value(Bytes::from_static(b"w")));
+    // A node that does not know of the join yet takes what those who do write.
+    ring.nodes[joining].view.send_replace(before);
+    assert_eq!(ring.set(former, "x").await, Outcome::Written);
 }

@@ -286,8 +286,11 @@ impl WriteOp {
         self.refusal = self.refusal.or(refusal);
         if version == self.version() {
             self.replicas[replica].state = State::Failed;
-            // Nobody else would take it either.
-            let is_final = matches!(refusal, Some(Refusal::ClockDrift | Refusal::TooBig));
+            // Nobody else would take it either, or it is for other homes.
+            let is_final = matches!(
+                refusal,
+                Some(Refusal::ClockDrift | Refusal::TooBig | Refusal::OtherRing)
+            );
             let home = self.replicas[replica].stand_in.map_or(replica, |s| s.home);
             if is_final || !self.seek(home, actions) {
                 self.advance(actions);

@@ -10,6 +10,9 @@ use crate::wire::Refusal;
 impl Batch {
     /// One answer of one replica to one operation.
     pub(super) fn on_reply(&self, state: &mut State, expected: Expected, reply: Reply) {
+        // This node will know of the other homes in a moment.
+        let is_other_ring = matches!(reply, Reply::Failed(Some(Refusal::OtherRing)));
+        state.items[expected.item].is_to_retry |= is_other_ring;
         match &state.items[expected.item].operation {
             Op::Read(_) => self.on_read_reply(state, expected, reply),
             Op::Write { .. } => self.on_write_reply(state, expected, reply),

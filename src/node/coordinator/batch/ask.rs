@@ -10,7 +10,7 @@ use super::{Batch, Expected, Op, Parcel, Reply, State, What, count};
 use crate::model::{Body, Expiry, HashedKey, Kind, Record, RecordRef, Summary};
 use crate::net::LARGE_BYTES;
 use crate::protocol::{ReadOp, Told};
-use crate::wire::{Operation, Refusal, to_wire};
+use crate::wire::{Operation, to_wire};
 
 impl Batch {
     pub(super) fn start(&self, state: &mut State, number: usize) {
@@ -155,11 +155,10 @@ impl Batch {
             let write = Operation::Write(key, record.into());
             return outbox.push_sharing((to, true), &write, expected, value);
         }
-        let written = if self.may_keep(version) {
-            let key = items[item].hashed();
-            self.shared.replica.write(key, record, self.now())
-        } else {
-            Err(Refusal::ClockDrift)
+        let key = items[item].hashed();
+        let written = match self.may_write_here(key.partition, version) {
+            Ok(()) => self.shared.replica.write(key, record, self.now()),
+            Err(refusal) => Err(refusal),
         };
         let reply = match written {
             Ok(written) => Reply::Written(written),
@@ -181,7 +180,8 @@ impl Batch {
             };
             let (bytes, value, at) = (item.key.clone(), payload.value.clone(), payload.expires_at);
             let (hash, partition) = (item.hash, item.partition);
-            let (batch, may_keep, wall) = (Arc::clone(self), self.may_keep(version), self.now());
+            let (batch, wall) = (Arc::clone(self), self.now());
+            let may_write = self.may_write_here(partition, version);
             let replica = Arc::clone(&self.shared.replica);
             let write = move || {
                 let record = RecordRef {
@@ -199,9 +199,9 @@ impl Batch {
                 replica.write_large(key, record, wall)
             };
             self.shared.env.tasks.spawn(async move {
-                let written = match may_keep {
-                    true => batch.shared.env.tasks.offload(write).await,
-                    false => Ok(Err(Refusal::ClockDrift)),
+                let written = match may_write {
+                    Ok(()) => batch.shared.env.tasks.offload(write).await,
+                    Err(refusal) => Ok(Err(refusal)),
                 };
                 let reply = match written {
                     Ok(Ok(written)) => Reply::Written(written),
@@ -243,11 +243,9 @@ impl Batch {
             return outbox.push(to, true, &change, expected);
         }
         let key = state.items[item].hashed();
-        let changed = if self.may_keep(expiry.version) {
-            let replica = &self.shared.replica;
-            replica.change_expiry(key, expiry, self.now())
-        } else {
-            Err(Refusal::ClockDrift)
+        let changed = match self.may_write_here(key.partition, expiry.version) {
+            Ok(()) => self.shared.replica.change_expiry(key, expiry, self.now()),
+            Err(refusal) => Err(refusal),
         };
         let reply = match changed {
             Ok(change) => Reply::Expiry {

@@ -21,7 +21,7 @@ use super::reply::Reply;
 use super::retries::Retries;
 use super::{Action, Inner, Outcome, Ran, Request, RequestError};
 use crate::model::{HlcTime, Millis, NodeTag, PartitionId, Prior, Summary, Version};
-use crate::net::{CallError, Lane, ReplySink, Response, time_budget};
+use crate::net::{CallError, FrameContext, Lane, ReplySink, Response, time_budget};
 use crate::node::admission::Admitted;
 use crate::node::handoff::Owed;
 use crate::node::hedging::late_after;
@@ -311,7 +311,10 @@ impl Batch {
             has_hints,
             ..
         } = parcel;
-        operations.set_context(self.shared.replica.frame_context(self.now()));
+        operations.set_context(FrameContext {
+            ring: Some(self.view.version()),
+            ..self.shared.replica.frame_context(self.now())
+        });
         // What happens after the answer has a time of its own.
         let deadline = match state.unanswered {
             0 => self.shared.env.clock.monotonic() + self.timeout,
@@ -433,6 +436,19 @@ impl Batch {
     fn may_keep(&self, version: Version) -> bool {
         let now = self.shared.env.clock.monotonic();
         self.shared.replica.may_keep(version, now)
+    }
+
+    /// Whether this node's own copy may take a write of this batch: a peer's would refuse it too.
+    fn may_write_here(&self, partition: PartitionId, version: Version) -> Result<(), Refusal> {
+        let now = self.shared.view.borrow();
+        if now.has_moved_since(self.view.version(), partition) {
+            return Err(Refusal::OtherRing);
+        }
+        drop(now);
+        match self.may_keep(version) {
+            true => Ok(()),
+            false => Err(Refusal::ClockDrift),
+        }
     }
 
     fn is_sane(&self, held: Prior) -> bool {
