@@ -147,6 +147,48 @@ impl Cluster {
         self.restarted.push(child);
     }
 
+    /// Starts so many new nodes that join, all at once.
+    pub(crate) fn join(&mut self, count: u16) {
+        let certs = self.certs();
+        let ports = free_ports(count);
+        for number in 0..count {
+            let name = format!("node-{}", self.nodes.len());
+            let issued = [
+                "certs",
+                "issue",
+                "--dir",
+                certs.to_str().unwrap(),
+                "--node",
+                &name,
+            ];
+            assert!(quorate(&issued).status.success());
+            let dir = self.dir.path().join("c").join(&name);
+            std::fs::create_dir_all(dir.join("data")).unwrap();
+            let address = |offset: u16| format!("127.0.0.1:{}", ports + offset + number);
+            let (resp, quic, http) = (address(0), address(100), address(200));
+            // Those of a node that has seeds, with another name and other ports.
+            let text = std::fs::read_to_string(&self.nodes[1].config).unwrap();
+            let text = text.replace("node-1", &name);
+            let line = |line: &str| match line.split_once(" = ") {
+                Some((key @ "resp_listen", _)) => format!("{key} = \"{resp}\"\n"),
+                Some((key @ "quic_listen", _)) => format!("{key} = \"{quic}\"\n"),
+                Some((key @ "http_listen", _)) => format!("{key} = \"{http}\"\n"),
+                _ => format!("{line}\n"),
+            };
+            let text: String = text.lines().map(line).collect();
+            std::fs::write(dir.join("quorate.toml"), text).unwrap();
+            self.nodes.push(Node {
+                pid: 0,
+                resp,
+                http,
+                socket: dir.join("admin.sock"),
+                config: dir.join("quorate.toml"),
+            });
+        }
+        let last = self.nodes.len();
+        (last - usize::from(count)..last).for_each(|node| self.restart(node));
+    }
+
     /// Which nodes a node can reach, by `ring status --json`.
     pub(crate) fn reachable(&self, seen_by: usize) -> Vec<bool> {
         let status = self.ring_status(seen_by);
@@ -369,6 +411,19 @@ pub(crate) fn skipped(name: &str, why: &str) {
     {
         drop(terminal.write_all(line.as_bytes()));
     }
+}
+
+/// Where libfaketime is, if it is installed.
+pub(crate) fn faketime_library() -> Option<String> {
+    let found = Command::new("sh")
+        .args([
+            "-c",
+            "ls /usr/lib/*/faketime/libfaketime.so.1 2>/dev/null | head -1",
+        ])
+        .output()
+        .ok()?;
+    let path = String::from_utf8(found.stdout).ok()?.trim().to_owned();
+    (!path.is_empty()).then_some(path)
 }
 
 /// A file system mounted for a test, unmounted when dropped: on a panic, too.

@@ -8,11 +8,15 @@ mod checker;
 #[cfg(test)]
 mod clients;
 #[cfg(test)]
+mod clocks;
+#[cfg(test)]
 mod cluster;
 #[cfg(test)]
 mod common;
 #[cfg(test)]
 mod history;
+#[cfg(test)]
+mod join;
 #[cfg(test)]
 mod keyspace;
 #[cfg(test)]

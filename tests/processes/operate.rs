@@ -10,8 +10,8 @@ use std::time::Duration;
 use redis::Commands;
 
 use crate::common::{
-    Clients, Cluster, Mounted, PATIENCE, QUORATE, connect, eventually, http_get, quorate, signal,
-    skipped,
+    Clients, Cluster, Mounted, PATIENCE, QUORATE, connect, eventually, faketime_library, http_get,
+    quorate, signal, skipped,
 };
 
 fn root(path: &str) -> String {
@@ -203,18 +203,6 @@ fn the_doctor_names_what_is_wrong() {
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(text.contains("PROBLEM node: cannot reach a node"), "{text}");
     assert_eq!(output.status.code(), Some(1));
-}
-
-fn faketime_library() -> Option<String> {
-    let found = Command::new("sh")
-        .args([
-            "-c",
-            "ls /usr/lib/*/faketime/libfaketime.so.1 2>/dev/null | head -1",
-        ])
-        .output()
-        .ok()?;
-    let path = String::from_utf8(found.stdout).ok()?.trim().to_owned();
-    (!path.is_empty()).then_some(path)
 }
 
 /// Whether a command of the machine succeeds.
