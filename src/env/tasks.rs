@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
+use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, TryAcquireError};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -117,6 +119,15 @@ impl Tasks {
         done.map_err(|_panicked| ComputeError::Ended)
     }
 
+    /// Bytes whose memory is given back by a thread that serves nobody: of many it takes milliseconds.
+    #[must_use]
+    pub fn free_aside(&self, bytes: Vec<u8>) -> Bytes {
+        match self.pool.is_inline {
+            true => bytes.into(),
+            false => Bytes::from_owner(FreedAside(bytes)),
+        }
+    }
+
     /// What bounds scripts in time.
     #[must_use]
     pub fn watchdog(&self) -> &Watchdog {
@@ -169,6 +180,25 @@ impl Default for Pool {
 pub fn pool_threads() -> usize {
     let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
     processors.max(2)
+}
+
+/// See [`Tasks::free_aside`].
+struct FreedAside(Vec<u8>);
+
+impl AsRef<[u8]> for FreedAside {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Drop for FreedAside {
+    fn drop(&mut self) {
+        let bytes = std::mem::take(&mut self.0);
+        // Where there is no scheduler nobody waits.
+        if let Ok(scheduler) = Handle::try_current() {
+            scheduler.spawn_blocking(move || drop(bytes));
+        }
+    }
 }
 
 /// One that waits for a thread.

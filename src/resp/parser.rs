@@ -167,6 +167,16 @@ impl Parser {
         }
     }
 
+    /// How much of an argument that has begun is still to come, where `bytes` of the present request
+    /// have; none where that is not known.
+    #[must_use]
+    pub const fn missing(&self, bytes: usize) -> usize {
+        match self.state {
+            State::Body { length, .. } => (self.at + length + 2).saturating_sub(bytes),
+            State::Start | State::Arg { .. } | State::Skipping { .. } => 0,
+        }
+    }
+
     /// The arguments of the request that [`Parser::parse`] found last. `input` begins where it did
     /// then.
     #[must_use]

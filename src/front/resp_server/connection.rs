@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, timeout};
 use tracing::{debug, warn};
@@ -19,6 +20,7 @@ use super::reading::{HasRead, Reading, read};
 use super::session::Next;
 use crate::front::channels::Heard;
 use crate::front::places::{Place, Source};
+use crate::net::LARGE_BYTES;
 use crate::resp::{Command, Parsed, Parser};
 
 /// A connection's state between two reads.
@@ -192,12 +194,23 @@ impl<'a> Connection<'a> {
         let started = shared.env.clock.monotonic();
         executor.begin();
         let (mut at, mut next) = (0, Next::Go);
-        let mut has_logged_in_or_out = false;
+        let (mut has_logged_in_or_out, mut has_taken_large) = (false, false);
         while next == Next::Go && executor.output.closed().is_none() {
             match parser.parse(&input[at..]) {
                 Ok(Parsed::Request { consumed }) => {
-                    let request = &input[at..at + consumed];
-                    at += consumed;
+                    let large;
+                    let request = if consumed >= LARGE_BYTES {
+                        // Taken as it is, without a copy. Little has come behind it: see `read`.
+                        let behind = input.split_off(at + consumed);
+                        let whole = std::mem::replace(input, behind);
+                        large = shared.env.tasks.free_aside(whole).slice(at..);
+                        executor.plan.lend(large.clone());
+                        (at, has_taken_large) = (0, true);
+                        &large[..]
+                    } else {
+                        at += consumed;
+                        &input[at - consumed..at]
+                    };
                     let args = parser.args(request);
                     if !args.is_empty() {
                         let command = Command::parse(args);
@@ -206,6 +219,7 @@ impl<'a> Connection<'a> {
                         }
                         next = executor.take(command, request).await;
                     }
+                    executor.plan.lend(Bytes::new());
                     if parser.is_authenticated() != executor.session.is_logged_in() {
                         has_logged_in_or_out = true;
                         parser.set_authenticated(executor.session.is_logged_in());
@@ -242,7 +256,7 @@ impl<'a> Connection<'a> {
         }
         self.unfinished_since = match (self.input.is_empty(), at, self.unfinished_since) {
             (true, ..) => None,
-            (false, 0, Some(since)) => Some(since),
+            (false, 0, Some(since)) if !has_taken_large => Some(since),
             (false, ..) => Some(ended),
         };
         next
@@ -276,6 +290,7 @@ impl<'a> Connection<'a> {
             wait_max,
             queued_bytes: session.queued_bytes(),
             all_bytes_max: config.input_bytes_max,
+            missing_bytes: self.parser.missing(self.input.len()),
         }
     }
 }

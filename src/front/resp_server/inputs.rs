@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use tokio::time::sleep;
+
 use super::clients::{Client, Clients};
 
 /// Counts what all clients hold.
@@ -58,6 +60,20 @@ impl<'a> HeldInput<'a> {
         !self.client.is_over_input()
     }
 
+    /// Waits until others have finished as much as this one needs, but not for ever: whoever has begun
+    /// a large request may not go on with it.
+    pub(super) async fn wait_for_room(&self, more: usize, all_max: usize) {
+        for _ in 0..ROOM_WAITS_MAX {
+            let all = self.inputs.held();
+            let others = all.saturating_sub(self.bytes);
+            // A quarter is for those who have small requests.
+            if others <= all_max / 2 || all.saturating_add(more) <= all_max / 4 * 3 {
+                return;
+            }
+            sleep(ROOM_WAIT).await;
+        }
+    }
+
     /// Whether memory is short, so that a buffer with nothing in it is better given back.
     pub(super) fn is_tight(&self, all_max: usize) -> bool {
         self.inputs.held() > all_max / 2
@@ -70,6 +86,10 @@ impl Drop for HeldInput<'_> {
     }
 }
 
+/// As long as a large value takes on a fast link.
+const ROOM_WAIT: Duration = Duration::from_millis(20);
+/// Ten seconds: as long as many large requests take.
+const ROOM_WAITS_MAX: usize = 500;
 /// To write a line to who may not read.
 pub(super) const EXPLAIN_MAX: Duration = Duration::from_millis(10);
 /// What a client reads that was closed for this.
@@ -101,5 +121,34 @@ mod tests {
         assert!(!large.set(90, 100) && small.set(20, 100));
         drop((small, large));
         assert_eq!(inputs.held(), 0);
+    }
+
+    /// Finding S4: twenty clients with values of 16 MiB each were closed for what they held together.
+    #[tokio::test(start_paused = true)]
+    async fn a_large_request_waits_for_those_before_it_but_not_for_ever() {
+        let (inputs, clients) = (Inputs::default(), Clients::default());
+        let hold = |name: &str| {
+            let client = clients.register(name.to_owned(), String::new(), Millis(0));
+            HeldInput::new(&inputs, &clients, client)
+        };
+        let (mut first, mut second, mut third) = (hold("a"), hold("b"), hold("c"));
+        let now = tokio::time::Instant::now;
+        let start = now();
+        assert!(first.set(60, 100));
+        // However little there is, one alone may go on.
+        first.wait_for_room(100, 100).await;
+        assert!(second.set(5, 100) && third.set(5, 100));
+        second.wait_for_room(5, 100).await;
+        assert_eq!(now(), start);
+        let finish = async {
+            sleep(Duration::from_secs(1)).await;
+            assert!(first.set(1, 100));
+        };
+        tokio::join!(second.wait_for_room(40, 100), finish);
+        assert!((1_000..1_100).contains(&(now() - start).as_millis()));
+        assert!(second.set(60, 100));
+        // The second one never goes on.
+        third.wait_for_room(60, 100).await;
+        assert!((now() - start).as_secs() <= 11);
     }
 }

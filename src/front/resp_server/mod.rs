@@ -47,6 +47,7 @@ mod scripts;
 mod server;
 mod session;
 mod slowlog;
+mod span;
 mod stats;
 mod transaction;
 mod unread;

@@ -1,7 +1,8 @@
 //! From commands to requests for the coordinator, and from outcomes to replies.
 //!
 //! A plan holds what one client has sent in one go. Keys and values are copied once, into the
-//! plan's own buffer, so that the read buffer is free for what comes next. It is carried out in
+//! plan's own buffer, so that the read buffer is free for what comes next; large values are not copied
+//! but shared with the request that they came in. It is carried out in
 //! parts: no more values are read than fit [`VALUES_BYTES_MAX`] before the client has read those
 //! before them.
 
@@ -12,6 +13,7 @@ use tokio::time::Instant;
 
 use crate::env::Clock;
 use crate::model::{Database, Kind, Level, Levels, Millis};
+use crate::net::LARGE_BYTES;
 use crate::node::coordinator::{
     Action, Coordinator, Local, Outcome, Request, RequestError, Stream,
 };
@@ -24,6 +26,7 @@ use super::clients::Client;
 use super::output::{Closed, Output};
 use super::replies::{Shape, count_read, counts, encode, encode_value, error_text};
 use super::slowlog::{SlowEntry, SlowLog, SlowRules};
+use super::span::Span;
 use super::stats::{RespStats, Tally};
 
 /// Which levels requests on a key have, and whether others may stand in for its homes.
@@ -34,6 +37,10 @@ pub(super) type LevelsOf<'a> = &'a (dyn Fn(&[u8]) -> (Levels, bool) + Sync);
 pub(super) struct Plan {
     database: Database,
     buffer: Vec<u8>,
+    /// The present request, if it is a large one: its parts are shared.
+    lent: Bytes,
+    shared: Vec<Bytes>,
+    shared_bytes: usize,
     steps: Vec<Step>,
     replies: Vec<Planned>,
     /// It has a command that changes something.
@@ -116,7 +123,7 @@ enum Verb {
     Get,
     Look,
     Set {
-        value: Range<usize>,
+        value: Span,
         expires_at: Option<Millis>,
     },
     Delete,
@@ -124,7 +131,7 @@ enum Verb {
         at: Option<Millis>,
     },
     Update {
-        request: Range<usize>,
+        request: Span,
     },
 }
 
@@ -148,7 +155,7 @@ impl Plan {
     pub(super) fn is_full(&self) -> bool {
         self.steps.len() >= STEPS_MAX
             || self.replies.len() >= STEPS_MAX
-            || self.buffer.len() >= BUFFER_BYTES_MAX
+            || self.buffer.len() + self.shared_bytes >= BUFFER_BYTES_MAX
             || self.telling >= self.telling_max.0
     }
 
@@ -160,6 +167,11 @@ impl Plan {
     /// The keys of commands are those of this database from now on.
     pub(super) const fn select(&mut self, database: Database) {
         self.database = database;
+    }
+
+    /// The commands that are pushed from now on may be parts of this.
+    pub(super) fn lend(&mut self, request: Bytes) {
+        self.lent = request;
     }
 
     /// Adds an error in its place among the replies.
@@ -222,11 +234,11 @@ impl Plan {
             DataCommand::Script(script) | DataCommand::NamedScript(script) => {
                 // One without a key was carried out at once.
                 let key = script.keys().next().unwrap_or_default();
-                let request = self.copy(request);
+                let request = self.keep(request);
                 self.step(key, Verb::Update { request }, Shape::Update)
             }
             DataCommand::Update { key, .. } => {
-                let request = self.copy(request);
+                let request = self.keep(request);
                 self.step(key, Verb::Update { request }, Shape::Update)
             }
             DataCommand::Usage { key } => self.step(key, Verb::Look, Shape::Usage(key.len())),
@@ -245,11 +257,15 @@ impl Plan {
     ) -> u64 {
         // One copy of what the client sent, shared by all its requests.
         let buffer = Bytes::from(std::mem::take(&mut self.buffer));
+        let shared = std::mem::take(&mut self.shared);
+        self.shared_bytes = 0;
         let steps = std::mem::take(&mut self.steps);
         let mut replies = std::mem::take(&mut self.replies);
         self.has_writes = false;
         self.telling = 0;
-        let requests = steps.iter().map(|step| step.request(&buffer, levels));
+        let requests = steps
+            .iter()
+            .map(|step| step.request((&buffer, &shared), levels));
         let mut run = Run {
             coordinator,
             levels,
@@ -258,6 +274,7 @@ impl Plan {
             output: out.0,
             protocol: out.1,
             buffer: &buffer,
+            shared: &shared,
             steps: &steps,
             told_bytes: 0,
             stream: coordinator.stream(requests, VALUES_BYTES_MAX),
@@ -291,8 +308,21 @@ impl Plan {
     }
 
     fn set(&mut self, key: &[u8], value: &[u8], expires_at: Option<Millis>) -> Shape {
-        let value = self.copy(value);
+        let value = self.keep(value);
         self.step(key, Verb::Set { value, expires_at }, Shape::Ok)
+    }
+
+    /// Shares what is large and part of a request that is lent, and copies the rest.
+    fn keep(&mut self, bytes: &[u8]) -> Span {
+        let lent = self.lent.as_ptr_range();
+        let is_part =
+            bytes.as_ptr_range().start >= lent.start && bytes.as_ptr_range().end <= lent.end;
+        if bytes.len() < LARGE_BYTES || !is_part {
+            return Span::Copied(self.copy(bytes));
+        }
+        self.shared.push(self.lent.slice_ref(bytes));
+        self.shared_bytes += bytes.len();
+        Span::Shared(self.shared.len() - 1)
     }
 
     fn copy(&mut self, bytes: &[u8]) -> Range<usize> {
@@ -313,18 +343,18 @@ impl TellingMax {
 }
 
 impl Step {
-    fn request(&self, buffer: &Bytes, levels: LevelsOf<'_>) -> Request {
+    fn request(&self, (buffer, shared): (&Bytes, &[Bytes]), levels: LevelsOf<'_>) -> Request {
         let action = match &self.verb {
             Verb::Get => Action::Get,
             Verb::Look => Action::Look,
             Verb::Set { value, expires_at } => Action::Set {
-                value: buffer.slice(value.clone()),
+                value: value.bytes(buffer, shared),
                 expires_at: *expires_at,
             },
             Verb::Delete => Action::Delete,
             Verb::Expire { at } => Action::Expire { at: *at },
             Verb::Update { request } => {
-                Action::Update(Change::Command(buffer.slice(request.clone())))
+                Action::Update(Change::Command(request.bytes(buffer, shared)))
             }
         };
         let (level, is_sloppy) = self.level(buffer, levels);
@@ -358,6 +388,7 @@ struct Run<'r, 'a, I> {
     output: &'r mut Output,
     protocol: Protocol,
     buffer: &'r Bytes,
+    shared: &'r [Bytes],
     steps: &'r [Step],
     /// Bytes that updates replied with.
     told_bytes: usize,
@@ -471,7 +502,7 @@ impl<I: Iterator<Item = Request>> Run<'_, '_, I> {
             let mut outcome = self.stream.next().await;
             if matches!(outcome, Some(Outcome::Failed(_))) {
                 // What is sent cannot be called back: it is given as long again.
-                let request = self.steps[place].request(self.buffer, self.levels);
+                let request = self.steps[place].request((self.buffer, self.shared), self.levels);
                 outcome = self.coordinator.run(vec![request]).await.outcomes.pop();
             }
             match outcome {
@@ -493,7 +524,7 @@ impl<I: Iterator<Item = Request>> Run<'_, '_, I> {
     async fn look(&self, steps: Range<usize>) -> Option<(usize, RequestError)> {
         let looks = self.steps[steps].iter().map(|step| Request {
             action: Action::Look,
-            ..step.request(self.buffer, self.levels)
+            ..step.request((self.buffer, self.shared), self.levels)
         });
         let mut looks = self.coordinator.stream(looks, VALUES_BYTES_MAX);
         let mut place = 0;
@@ -588,6 +619,7 @@ fn is_short(local: &Local<'_>, command: &DataCommand<'_>) -> bool {
             lengths.sum::<u64>() <= VALUES_BYTES_MAX as u64
         }
         DataCommand::MGet { .. } => false,
+        DataCommand::Set { value, .. } => value.len() < LARGE_BYTES,
         DataCommand::MSet { pairs } => pairs.iter().count() <= LOCAL_KEYS_MAX,
         DataCommand::Del { keys } | DataCommand::Exists { keys } => keys.len() <= LOCAL_KEYS_MAX,
         _ => true,
@@ -609,13 +641,15 @@ pub(super) fn run_local(
     Some(match command {
         // Values go straight from the store into the output.
         DataCommand::Get { key } => {
-            get_local(local, (key, true), stats, reply);
+            if !get_local(local, (key, true), stats, reply) {
+                return None;
+            }
             true
         }
         DataCommand::MGet { keys } => {
             reply.array(keys.len());
             keys.iter()
-                .for_each(|key| get_local(local, (key, false), stats, reply));
+                .for_each(|key| _ = get_local(local, (key, false), stats, reply));
             true
         }
         DataCommand::Part { key, .. } | DataCommand::Hash { key, .. } => {
@@ -658,15 +692,19 @@ fn get_local(
     (key, is_strict): (&[u8], bool),
     stats: &RespStats,
     reply: &mut Encoder<'_>,
-) {
+) -> bool {
     local.get(key, |record| {
+        if is_strict && record.is_some_and(|(value, _)| value.len() >= LARGE_BYTES) {
+            return false;
+        }
         count_read(stats, record.is_some());
         match record {
             Some((value, Kind::String)) => reply.bulk(value),
             Some((_, Kind::Hash)) if is_strict => reply.error(WRONG_TYPE),
             Some((_, Kind::Hash)) | None => reply.null(),
         }
-    });
+        true
+    })
 }
 
 /// Most commands have one key.
