@@ -56,6 +56,8 @@ pub struct PeerServer {
     channels: OnceLock<Arc<Channels>>,
     /// Bytes of large records that may be taken at the same time, in KiB.
     taking: Arc<Semaphore>,
+    /// The same of those that are given.
+    giving: Arc<Semaphore>,
     tasks: Tasks,
 }
 
@@ -87,6 +89,7 @@ impl PeerServer {
             proposer: OnceLock::new(),
             channels: OnceLock::new(),
             taking: Arc::new(Semaphore::new(TAKING_KIB_MAX as usize)),
+            giving: Arc::new(Semaphore::new(TAKING_KIB_MAX as usize)),
             tasks: Tasks::new(),
         }
     }
@@ -100,7 +103,8 @@ impl PeerServer {
         out: &mut Vec<u8>,
     ) -> bool {
         match operation {
-            Operation::Read(key) => {
+            // A large one that is not alone in its frame is not given whole.
+            Operation::Read(key) | Operation::ReadLarge(key) => {
                 let Some(key) = self.key(key) else {
                     encode(&TOO_BIG, out);
                     return true;
@@ -385,6 +389,52 @@ impl PeerServer {
         }))
     }
 
+    /// Gives a record that may be large: on a thread that serves nobody, because it takes milliseconds.
+    /// `None`: as many bytes as may are being given already.
+    fn read_large(
+        &self,
+        key: HashedKey<'_>,
+        header: ResponseHeader<'static>,
+    ) -> Option<LateResponse> {
+        let held = self.replica.summary(key).and_then(|held| held.value_bytes);
+        let bytes = usize::try_from(held.unwrap_or(0)).unwrap_or(usize::MAX);
+        let kib = u32::try_from(bytes / 1024).unwrap_or(u32::MAX);
+        let giving = Arc::clone(&self.giving);
+        let giving = giving
+            .try_acquire_many_owned(kib.min(TAKING_KIB_MAX))
+            .ok()?;
+        let (hash, partition) = (key.hash, key.partition);
+        let bytes_of_key = Bytes::copy_from_slice(key.bytes);
+        let replica = Arc::clone(&self.replica);
+        let read = move || {
+            let _giving = giving;
+            // Room for all of it at once, and for what is around it.
+            let mut out = Vec::with_capacity(bytes.saturating_add(LARGE_BYTES / 2));
+            let frame = ResponseFrame::start(&header, &mut out);
+            let key = HashedKey {
+                bytes: &bytes_of_key,
+                hash,
+                partition,
+            };
+            replica.read(key, |record| {
+                encode(&Answer::Record(record.map(Into::into)), &mut out);
+            });
+            finish(frame, &replica, replica.is_sure(partition), &mut out);
+            out
+        };
+        let tasks = self.tasks.clone();
+        let refused = Arc::clone(&self.replica);
+        Some(Box::pin(async move {
+            tasks.offload(read).await.unwrap_or_else(|_ended| {
+                let mut out = Vec::new();
+                let frame = ResponseFrame::start(&header, &mut out);
+                encode(&Answer::Refused(Refusal::Busy), &mut out);
+                finish(frame, &refused, false, &mut out);
+                out
+            })
+        }))
+    }
+
     /// Counts what is held of a database. That takes a while: others overtake it.
     fn count(&self, database: u8, header: ResponseHeader<'static>) -> LateResponse {
         let replica = Arc::clone(&self.replica);
@@ -586,13 +636,13 @@ impl PeerServer {
         }))
     }
 
-    /// The whole record while the response has room for values, its summary after that: the
-    /// caller asks again for what it still needs.
+    /// The whole record unless it is large, while the response has room for values, its summary after
+    /// that: the caller asks again for what it still needs.
     fn read(&self, key: HashedKey<'_>, room: usize, out: &mut Vec<u8>) {
         self.replica.read(key, |record| {
             // Encoded under the partition's lock, straight from the store: the one copy made.
             match record {
-                Some(record) if room == 0 => {
+                Some(record) if room == 0 || record.value_bytes() >= LARGE_BYTES => {
                     encode(&Answer::Summary(Some(Summary::of(record))), out);
                 }
                 record => encode(&Answer::Record(record.map(Into::into)), out),
@@ -677,6 +727,17 @@ impl PeerService for PeerServer {
                     return Ok(Some(late));
                 }
                 // As many as may are being taken.
+                encode(&Answer::Refused(Refusal::Busy), out);
+                continue;
+            }
+            if let Operation::ReadLarge(key) = operation
+                && count == 1
+                && let Some(key) = self.key(key)
+            {
+                if let Some(late) = self.read_large(key, header) {
+                    started.cancel(out);
+                    return Ok(Some(late));
+                }
                 encode(&Answer::Refused(Refusal::Busy), out);
                 continue;
             }

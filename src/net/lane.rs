@@ -322,8 +322,8 @@ pub(super) async fn serve_lane(
             // Responses that waited first: they are the older ones.
             biased;
             Some(response) = late.join_next(), if !late.is_empty() => {
-                out.extend(response.unwrap_or_default());
-                while let Some(response) = late.try_join_next() {
+                out = response.unwrap_or_default();
+                while out.len() < LARGE_BYTES && let Some(response) = late.try_join_next() {
                     out.extend(response.unwrap_or_default());
                 }
             }

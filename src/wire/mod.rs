@@ -81,9 +81,12 @@ pub struct ResponseHeader<'a> {
 /// One operation for a replica.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Operation<'a> {
-    /// Give the whole record.
+    /// Give the whole record; without its value where that is large.
     #[serde(rename = "r", borrow)]
     Read(&'a Bytes),
+    /// Give the whole record however large it is. Alone in its frame.
+    #[serde(rename = "g", borrow)]
+    ReadLarge(&'a Bytes),
     /// Give what is known of the record without its value.
     #[serde(rename = "s", borrow)]
     Summary(&'a Bytes),

@@ -24,13 +24,22 @@ pub(super) struct Item {
     pub(super) is_local_only: bool,
     /// A replica would not take what the others hold, for the sake of an update under way.
     pub(super) is_in_the_way: bool,
-    /// The value did not fit: the read is given up, to be made again later.
-    pub(super) is_deferred: bool,
+    /// The read is given up, to be made again later.
+    pub(super) deferred: Option<Deferred>,
     /// Some home was not connected, or another than those of this ring was meant: it is worth a try a
     /// moment later.
     pub(super) is_to_retry: bool,
     wanted: Wanted,
     pub(super) operation: Op,
+}
+
+/// Why a read is made again later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Deferred {
+    /// Its value did not fit.
+    NoRoom,
+    /// Its value is large: it has to have its turn, and more time.
+    Large { bytes: usize },
 }
 
 /// How consistent a request is to be.
@@ -170,7 +179,7 @@ impl Item {
             partition,
             is_local_only: level == Level::LocalQuorum && homes.in_zone() > 0,
             is_in_the_way: false,
-            is_deferred: false,
+            deferred: None,
             is_to_retry,
             wanted: Wanted { level, is_sloppy },
             operation,

@@ -26,6 +26,7 @@ use thiserror::Error;
 use tokio::sync::watch;
 
 use self::batch::Batch;
+use self::item::Deferred;
 pub use self::keyspace::KeyPage;
 pub use self::local::Local;
 pub use self::stream::Stream;
@@ -189,8 +190,8 @@ pub struct Ran {
     pub outcomes: Vec<Outcome>,
     /// How many of the writes counted stand-ins.
     pub sloppy_writes: u64,
-    /// Reads whose values did not fit, by their places, in their order: they have no outcome yet.
-    deferred: Vec<(usize, Request)>,
+    /// Reads that are to be made again, by their places, in their order: they have no outcome yet.
+    deferred: Vec<(usize, Request, Deferred)>,
 }
 
 impl Ran {
@@ -343,7 +344,8 @@ impl Coordinator {
                 .extend(std::iter::repeat_n(refused, requests.len()));
         }
         if !requests.iter().any(is_update) {
-            return self.run_plain(requests, room, ran).await;
+            let is_alone = requests.len() == 1;
+            return self.run_plain(requests, (room, is_alone), ran).await;
         }
         let Ok(_admitted) = self.admit_updates(&requests).await else {
             let refused = Outcome::Failed(RequestError::Overloaded);
@@ -363,7 +365,7 @@ impl Coordinator {
         }
         let mut of_others = Ran::new(others.len());
         if !others.is_empty() {
-            self.run_plain(others, room, &mut of_others).await;
+            self.run_plain(others, (room, false), &mut of_others).await;
         }
         ran.sloppy_writes += of_others.sloppy_writes;
         let mut deferred = of_others.deferred.into_iter().peekable();
@@ -379,8 +381,10 @@ impl Coordinator {
                     let Some((number, outcome)) = of_others.next() else {
                         continue;
                     };
-                    if let Some((_, request)) = deferred.next_if(|(place, _)| *place == number) {
-                        ran.deferred.push((ran.outcomes.len(), request));
+                    if let Some((_, request, why)) =
+                        deferred.next_if(|(place, ..)| *place == number)
+                    {
+                        ran.deferred.push((ran.outcomes.len(), request, why));
                     }
                     ran.outcomes.push(outcome);
                 }
@@ -409,10 +413,24 @@ impl Coordinator {
             .await
     }
 
-    /// Carries out requests that are no updates.
-    async fn run_plain(&self, requests: Vec<Request>, room: usize, ran: &mut Ran) {
+    /// Carries out requests that are no updates. One that `is_alone` may wait for its turn to read a
+    /// large value.
+    async fn run_plain(
+        &self,
+        requests: Vec<Request>,
+        (room, is_alone): (usize, bool),
+        ran: &mut Ran,
+    ) {
         let looks: Vec<_> = requests.iter().map(Look::of).collect();
         Batch::run(&self.0, requests, room, ran).await;
+        if let [(0, _, Deferred::Large { bytes })] = ran.deferred[..]
+            && is_alone
+        {
+            let requests = ran.deferred.drain(..).map(|(_, request, _)| request);
+            let requests = requests.collect();
+            ran.outcomes.clear();
+            Batch::run_large(&self.0, requests, bytes, ran).await;
+        }
         self.look_again(looks, &mut ran.outcomes).await;
     }
 

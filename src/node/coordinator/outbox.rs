@@ -35,7 +35,7 @@ pub(super) struct Parcel {
     pub(super) urgent: bool,
     /// It holds hints, and nothing else: their answers wait for a disk, others must not.
     pub(super) has_hints: bool,
-    /// It holds one operation with a large value.
+    /// It holds one operation, with a large value or whose answer may have one.
     is_large: bool,
     pub(super) operations: Operations,
     pub(super) expected: Vec<Expected>,
@@ -45,6 +45,7 @@ impl Parcel {
     pub(super) fn lane(&self) -> Lane {
         match self.operations.bytes() {
             _ if !self.urgent => Lane::Bulk,
+            _ if self.is_large => Lane::Large,
             LARGE_BYTES.. => Lane::Large,
             _ => Lane::Foreground,
         }
@@ -99,6 +100,25 @@ impl Outbox {
         };
         parcel.operations.push_sharing(operation, value);
         parcel.expected.push(expected);
+    }
+
+    /// Adds an operation whose answer may hold a large value: it travels alone.
+    pub(super) fn push_alone(
+        &mut self,
+        to: NodeTag,
+        operation: &Operation<'_>,
+        expected: Expected,
+    ) {
+        let mut operations = Operations::default();
+        operations.push(operation);
+        self.0.push(Parcel {
+            to,
+            urgent: true,
+            has_hints: false,
+            is_large: true,
+            operations,
+            expected: vec![expected],
+        });
     }
 
     /// Takes all parcels out.

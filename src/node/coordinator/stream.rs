@@ -7,6 +7,7 @@
 
 use std::collections::VecDeque;
 
+use super::item::Deferred;
 use super::{Coordinator, Outcome, Ran, Request};
 
 /// Requests being carried out.
@@ -28,8 +29,8 @@ pub struct Stream<'a, I> {
 #[derive(Debug)]
 enum Begun {
     Done(Outcome),
-    /// Its value did not fit.
-    Deferred(Request),
+    /// Its value did not fit, or is large.
+    Deferred(Request, Deferred),
 }
 
 impl<'a, I: Iterator<Item = Request>> Stream<'a, I> {
@@ -50,7 +51,7 @@ impl<'a, I: Iterator<Item = Request>> Stream<'a, I> {
         loop {
             match self.begun.pop_front() {
                 Some(Begun::Done(outcome)) => return Some(outcome),
-                Some(deferred @ Begun::Deferred(_)) => {
+                Some(deferred @ Begun::Deferred(..)) => {
                     self.begun.push_front(deferred);
                     self.read_again().await;
                 }
@@ -99,17 +100,22 @@ impl<'a, I: Iterator<Item = Request>> Stream<'a, I> {
         true
     }
 
-    /// Makes reads again whose values did not fit, as many as may fit now.
+    /// Makes reads again whose values did not fit, as many as may fit now. A large one has its turn
+    /// alone: whoever has a turn must not wait for another.
     async fn read_again(&mut self) {
         let mut again = Vec::new();
         let mut places = Vec::new();
         for (place, begun) in self.begun.iter().enumerate() {
-            if let Begun::Deferred(request) = begun {
-                if again.len() >= self.window {
+            if let Begun::Deferred(request, deferred) = begun {
+                let is_large = matches!(deferred, Deferred::Large { .. });
+                if again.len() >= self.window || (is_large && !again.is_empty()) {
                     break;
                 }
                 again.push(request.clone());
                 places.push(place);
+                if is_large {
+                    break;
+                }
             }
         }
         let done = self.run(again).await;
@@ -131,13 +137,15 @@ impl<'a, I: Iterator<Item = Request>> Stream<'a, I> {
         } = ran;
         self.sloppy_writes += sloppy_writes;
         // What is asked for in vain costs a summary each: next time about as many as did fit.
-        self.window = match count - deferred.len() {
-            _ if deferred.is_empty() => (2 * self.window).min(WINDOW_MAX),
+        let is_full = |(.., deferred): &(_, _, Deferred)| *deferred == Deferred::NoRoom;
+        let unfit = deferred.iter().filter(|deferred| is_full(deferred)).count();
+        self.window = match count - unfit {
+            _ if unfit == 0 => (2 * self.window).min(WINDOW_MAX),
             fit => (2 * fit).clamp(1, WINDOW_MAX),
         };
         let mut done: Vec<Begun> = outcomes.into_iter().map(Begun::Done).collect();
-        for (place, request) in deferred {
-            done[place] = Begun::Deferred(request);
+        for (place, request, deferred) in deferred {
+            done[place] = Begun::Deferred(request, deferred);
         }
         done
     }

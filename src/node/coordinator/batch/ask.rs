@@ -6,7 +6,7 @@ use bytes::Bytes;
 use serde_bytes::Bytes as ByteSlice;
 use tokio::time::Instant;
 
-use super::{Batch, Expected, Op, Parcel, Reply, State, What, count};
+use super::{Batch, Expected, Item, Op, Parcel, Reply, State, What, count};
 use crate::model::{Body, Expiry, HashedKey, Kind, Record, RecordRef, Summary};
 use crate::net::LARGE_BYTES;
 use crate::protocol::{ReadOp, Told};
@@ -70,6 +70,11 @@ impl Batch {
         let stands_in = state.items[item].stand_in(replica).is_some();
         let State { items, outbox, .. } = state;
         let key = &items[item].key;
+        if whole && self.takes_large && !stands_in {
+            // Not at once on this node either: see [`Batch::read_here`].
+            let ask = Operation::ReadLarge(ByteSlice::new(key));
+            return outbox.push_alone(to, &ask, expected);
+        }
         if to != self.shared.self_tag {
             let key = ByteSlice::new(key);
             let ask = match (stands_in, whole) {
@@ -102,7 +107,10 @@ impl Batch {
         let reply = self.shared.replica.read(key, |record| {
             let record = record.as_ref();
             // Looked at before it is copied.
-            let fits = |record: &&RecordRef<'_>| whole && room.fits(record.value_bytes());
+            let fits = |record: &&RecordRef<'_>| {
+                let bytes = record.value_bytes();
+                whole && bytes < LARGE_BYTES && room.fits(bytes)
+            };
             Reply::Told(Told {
                 held: record.map(|&record| Summary::of(record)),
                 record: record.filter(fits).map(RecordRef::to_record),
@@ -151,7 +159,7 @@ impl Batch {
         if let Some(value) = payload.value.as_ref()
             && value.len() >= LARGE_BYTES
         {
-            // Not at once: see [`Batch::write_here`].
+            // Not at once: see [`Batch::carry_out_here`].
             let write = Operation::Write(key, record.into());
             return outbox.push_sharing((to, true), &write, expected, value);
         }
@@ -167,11 +175,59 @@ impl Batch {
         self.on_reply(state, expected, reply);
     }
 
-    /// Writes a large value to this node's own copy: on a thread that serves nobody, because it takes
-    /// milliseconds, and answered like a peer's.
-    pub(super) fn write_here(self: &Arc<Self>, state: &State, parcel: &Parcel, deadline: Instant) {
+    /// Reads a value that may be large from this node's own copy: on a thread that serves nobody, and
+    /// answered like a peer's.
+    fn read_here(self: &Arc<Self>, item: &Item, expected: Expected, deadline: Instant) {
+        let (bytes, hash, partition) = (item.key.clone(), item.hash, item.partition);
+        let replica = Arc::clone(&self.shared.replica);
+        let (batch, tasks) = (Arc::clone(self), self.shared.env.tasks.clone());
+        let read = move || {
+            let key = HashedKey {
+                bytes: &bytes,
+                hash,
+                partition,
+            };
+            let is_sure = replica.is_sure(partition);
+            replica.read(key, |record| {
+                let whole = |record: RecordRef<'_>| Record {
+                    version: record.version,
+                    expiry: record.expiry,
+                    body: record.value.map_or(Body::Tombstone, |value| {
+                        Body::Value(tasks.free_aside(value.to_vec()))
+                    }),
+                    kind: record.kind,
+                    covers: record.covers,
+                };
+                Reply::Told(Told {
+                    held: record.map(Summary::of),
+                    record: record.map(whole),
+                    is_sure,
+                })
+            })
+        };
+        self.shared.env.tasks.spawn(async move {
+            let read = batch.shared.env.tasks.offload(read).await;
+            let reply = read.unwrap_or(Reply::Failed(None));
+            batch.with_state(deadline, |batch, state| {
+                batch.on_reply(state, expected, reply);
+            });
+        });
+    }
+
+    /// Reads or writes a large value of this node's own copy: on a thread that serves nobody, because it
+    /// takes milliseconds, and answered like a peer's.
+    pub(super) fn carry_out_here(
+        self: &Arc<Self>,
+        state: &State,
+        parcel: &Parcel,
+        deadline: Instant,
+    ) {
         for &expected in &parcel.expected {
             let item = &state.items[expected.item];
+            if let What::Held = expected.what {
+                self.read_here(item, expected, deadline);
+                continue;
+            }
             // Nothing else is packed for this node itself but hints.
             let (Op::Write { payload, .. }, What::Written(version)) =
                 (&item.operation, expected.what)

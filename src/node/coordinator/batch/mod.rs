@@ -15,7 +15,7 @@ use smallvec::SmallVec;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
-use super::item::{Again, ExpireOp, Item, Op, Start};
+use super::item::{Again, Deferred, ExpireOp, Item, Op, Start};
 use super::outbox::{Expected, Outbox, Parcel, What};
 use super::reply::Reply;
 use super::retries::Retries;
@@ -39,6 +39,8 @@ pub(super) struct Batch {
     away: SmallVec<[NodeTag; 2]>,
     /// How long it may take, by its size.
     timeout: Duration,
+    /// It reads a value that is known to be large, and has its turn for that.
+    takes_large: bool,
     /// Its turn among the large ones, until its last call has ended.
     _admitted: Arc<Admitted>,
     state: Mutex<State>,
@@ -98,10 +100,38 @@ impl Batch {
     pub(super) async fn run(
         shared: &Arc<Inner>,
         requests: Vec<Request>,
-        mut room: usize,
+        room: usize,
         ran: &mut Ran,
     ) {
         let bytes = requests.iter().map(sent_bytes).sum();
+        let turn = Turn {
+            bytes,
+            takes_large: false,
+        };
+        Self::run_in_turn(shared, requests, (turn, room), ran).await;
+    }
+
+    /// The same of one read of a value of so many bytes, a large one.
+    pub(super) async fn run_large(
+        shared: &Arc<Inner>,
+        requests: Vec<Request>,
+        bytes: usize,
+        ran: &mut Ran,
+    ) {
+        let turn = Turn {
+            bytes,
+            takes_large: true,
+        };
+        Self::run_in_turn(shared, requests, (turn, usize::MAX), ran).await;
+    }
+
+    async fn run_in_turn(
+        shared: &Arc<Inner>,
+        requests: Vec<Request>,
+        (turn, mut room): (Turn, usize),
+        ran: &mut Ran,
+    ) {
+        let Turn { bytes, takes_large } = turn;
         let Ok(admitted) = shared.admission.admit(bytes, shared.config.timeout).await else {
             let refused = Outcome::Failed(RequestError::Overloaded);
             let refused = std::iter::repeat_n(refused, requests.len());
@@ -122,6 +152,7 @@ impl Batch {
             let budget = Budget {
                 deadline: retries.deadline(),
                 timeout,
+                takes_large,
                 room,
                 admitted: Arc::clone(&admitted),
             };
@@ -130,7 +161,7 @@ impl Batch {
             ran.sloppy_writes += tried.sloppy_writes;
             let deferred = tried.deferred.into_iter();
             ran.deferred
-                .extend(deferred.map(|(number, request)| (places[number], request)));
+                .extend(deferred.map(|(number, request, why)| (places[number], request, why)));
             for (number, (outcome, &place)) in tried.outcomes.into_iter().zip(&places).enumerate() {
                 if matches!(outcome, Outcome::Failed(_))
                     && !(is_again && tried.again.contains_key(&number))
@@ -149,7 +180,7 @@ impl Batch {
             places = tried.again.keys().map(|&number| places[number]).collect();
             requests = tried.again.into_values().collect();
         }
-        ran.deferred.sort_unstable_by_key(|(place, _)| *place);
+        ran.deferred.sort_unstable_by_key(|(place, ..)| *place);
     }
 
     async fn attempt(shared: &Arc<Inner>, requests: Vec<Again>, budget: Budget) -> Tried {
@@ -184,6 +215,7 @@ impl Batch {
             view,
             owed,
             timeout: budget.timeout,
+            takes_large: budget.takes_large,
             _admitted: budget.admitted,
             state: Mutex::new(state),
             answered: Notify::new(),
@@ -202,7 +234,7 @@ impl Batch {
             // What was written after it must not be replaced by it.
             let again = item
                 .again()
-                .filter(|_| !has_later_write(&state.items, number));
+                .filter(|_| item.deferred.is_none() && !has_later_write(&state.items, number));
             Some((number, again?))
         });
         let mut ran = Ran::new(state.items.len());
@@ -225,9 +257,13 @@ impl Batch {
             return;
         }
         let begun = self.shared.env.clock.monotonic();
-        let slow_after = self.slow_after();
         // A large value takes its time on its way to a peer that is well.
         let transfer = self.timeout.saturating_sub(self.shared.config.timeout) / 2;
+        let mut slow_after = self.slow_after();
+        if self.takes_large {
+            // The same value once more would make it slower.
+            slow_after += transfer;
+        }
         let late_after = transfer + late_after(slow_after).min(self.shared.config.timeout / 4);
         if self.answered_by((begun + slow_after).min(deadline)).await {
             return;
@@ -301,7 +337,7 @@ impl Batch {
             return self.keep_here(parcel, deadline);
         }
         if self.is_self(parcel.to) {
-            return self.write_here(state, &parcel, deadline);
+            return self.carry_out_here(state, &parcel, deadline);
         }
         let lane = parcel.lane();
         let Parcel {
@@ -563,10 +599,18 @@ impl ReplySink for CallSink {
     }
 }
 
+/// What requests have to have their turn for.
+#[derive(Clone, Copy)]
+struct Turn {
+    bytes: usize,
+    takes_large: bool,
+}
+
 /// How long an attempt may take, and its turn among the large ones.
 struct Budget {
     deadline: Instant,
     timeout: Duration,
+    takes_large: bool,
     /// For values that are read, in bytes.
     room: usize,
     admitted: Arc<Admitted>,
@@ -575,8 +619,8 @@ struct Budget {
 /// What came of one try of requests.
 struct Tried {
     outcomes: Vec<Outcome>,
-    /// Reads whose values did not fit, by their numbers.
-    deferred: Vec<(usize, Request)>,
+    /// Reads that are to be made again, by their numbers.
+    deferred: Vec<(usize, Request, Deferred)>,
     is_read: Vec<bool>,
     sloppy_writes: u64,
     /// Those worth another try, by their numbers.
@@ -639,14 +683,20 @@ fn collect(items: &[Item], room: usize, now: Millis, ran: &mut Ran) {
     for item in items {
         let outcome = item.outcome(now);
         let bytes = value_bytes(&outcome);
-        let is_kept = !item.is_deferred && (bytes == 0 || room.fits(bytes));
+        let deferred = match item.deferred {
+            None if bytes == 0 || room.fits(bytes) => None,
+            None => Some(Deferred::NoRoom),
+            deferred => deferred,
+        };
+        let is_kept = deferred.is_none();
         if bytes > 0 && is_kept {
             room.keep(bytes);
         }
-        if !is_kept {
+        if let Some(deferred) = deferred {
             // Nothing that comes after it would be taken before it.
-            room.is_full = true;
-            ran.deferred.push((ran.outcomes.len(), item.get()));
+            room.is_full |= deferred == Deferred::NoRoom;
+            ran.deferred
+                .push((ran.outcomes.len(), item.get(), deferred));
         }
         ran.outcomes.push(match is_kept {
             true => outcome,

@@ -1,37 +1,50 @@
 //! What the state machines ask for, carried out.
 
-use super::{Batch, Expected, Op, State, count};
+use super::{Batch, Deferred, Expected, Op, State, count};
 use crate::model::{Stamp, Version};
+use crate::net::LARGE_BYTES;
 use crate::protocol::{ReadAction, ReadOp, WriteAction};
 use crate::wire::Refusal;
 
 impl State {
-    /// Gives a read up for now: its value does not fit.
-    fn defer(&mut self, number: usize) {
+    /// Gives a read up for now: its value does not fit, or is large and has to have its turn.
+    fn defer(&mut self, number: usize, deferred: Deferred) {
         let item = &mut self.items[number];
         if let Op::Read(op) = &mut item.operation {
             op.refuse(Refusal::Busy);
-            item.is_deferred = true;
+            item.deferred = Some(deferred);
             self.unanswered -= 1;
         }
     }
 }
 
 impl Batch {
+    /// Why a value is not to be fetched now, if so.
+    fn defers(&self, state: &State, item: usize) -> Option<Deferred> {
+        let item = &state.items[item];
+        if !item.may_be_deferred() {
+            return None;
+        }
+        let newest = item.read().and_then(ReadOp::newest);
+        let bytes = newest.and_then(|held| held.value_bytes).unwrap_or(0);
+        let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+        match state.room.is_full {
+            _ if !self.takes_large && bytes >= LARGE_BYTES => Some(Deferred::Large { bytes }),
+            true => Some(Deferred::NoRoom),
+            false => None,
+        }
+    }
+
     pub(super) fn perform_read(&self, state: &mut State, item: usize, actions: Vec<ReadAction>) {
         for action in actions {
             match action {
                 ReadAction::Ask { replica } => {
                     self.ask_first(state, item, replica);
                 }
-                ReadAction::Fetch { .. }
-                    if state.room.is_full && state.items[item].may_be_deferred() =>
-                {
-                    return state.defer(item);
-                }
-                ReadAction::Fetch { replica } => {
-                    self.ask_held(state, item, replica, true);
-                }
+                ReadAction::Fetch { replica } => match self.defers(state, item) {
+                    Some(deferred) => return state.defer(item, deferred),
+                    None => self.ask_held(state, item, replica, true),
+                },
                 ReadAction::StandIns { home } => self.replace_reader(state, item, home),
                 ReadAction::Repair { replica } => self.repair(state, item, replica),
                 ReadAction::Finished => self.on_finished(state, item),
