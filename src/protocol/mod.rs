@@ -21,8 +21,8 @@ pub use keys::{HomeTold, KeysPage, KeysTold, MergedKeys};
 pub use read::{ReadAction, ReadOp, ReadPlan, StandIns, Told, Want};
 pub use staleness::{Samples, WriteSample};
 pub use update::{
-    Lineage, Promise, Proposed, Standing, UpdateAction, UpdateId, UpdateOp, UpdatePlan, Updated,
-    Updates,
+    Evaluated, Evaluation, Lineage, Promise, Proposed, Standing, UpdateAction, UpdateId, UpdateOp,
+    UpdatePlan, Updated, Updates,
 };
 pub use write::{WriteAction, WriteOp, WritePlan};
 

@@ -224,13 +224,8 @@ impl Change {
     /// it is not in the way of requests. It costs little to ask.
     #[must_use]
     pub fn is_slow(&self, held_bytes: usize) -> bool {
-        let is_slow = |request: &Bytes| {
-            let bytes = held_bytes.saturating_add(request.len());
-            // Strings are copied, the fields of hashes are taken apart.
-            let is_hash = matches!(command_name(request).first(), Some(b'h' | b'H'));
-            bytes > SLOW_BYTES || (is_hash && bytes > SLOW_HASH_BYTES)
-        };
-        self.is_script() || self.requests().iter().any(is_slow)
+        let mut requests = self.requests().iter();
+        self.is_script() || requests.any(|request| is_slow(request, held_bytes))
     }
 
     /// The commands that it carries out.
@@ -252,6 +247,16 @@ impl Change {
         };
         varied + OVERHEAD_BYTES
     }
+}
+
+/// Whether a command, as a client has sent it, may take longer than a millisecond on a value of so
+/// many bytes. Scripts are not looked at here.
+#[must_use]
+pub fn is_slow(request: &[u8], held_bytes: usize) -> bool {
+    let bytes = held_bytes.saturating_add(request.len());
+    // Strings are copied, the fields of hashes are taken apart.
+    let is_hash = matches!(command_name(request).first(), Some(b'h' | b'H'));
+    bytes > SLOW_BYTES || (is_hash && bytes > SLOW_HASH_BYTES)
 }
 
 /// The name under which a script is known, 40 hexadecimal digits.

@@ -7,6 +7,7 @@ mod edges;
 mod flush;
 mod moments;
 mod sloppy;
+mod slow;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};

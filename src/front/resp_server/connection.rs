@@ -74,7 +74,7 @@ impl<'a> Connection<'a> {
 
     /// Serves the connection until either side has enough of it, or the door is being closed.
     pub(super) async fn run(&mut self) {
-        let is_client_gone = !self.serve().await;
+        let is_client_gone = !Box::pin(self.serve()).await;
         let output = &mut self.executor.output;
         match output.closed() {
             // There is nobody to take leave of.

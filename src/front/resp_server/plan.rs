@@ -19,12 +19,12 @@ use crate::node::coordinator::{
 };
 use crate::protocol::QuorumNotMet;
 use crate::resp::{CommandKind, DataCommand, Encoder, Protocol};
-use crate::update::{Change, WRONG_TYPE, moment};
+use crate::update::{Change, Reply, WRONG_TYPE, is_slow, moment, tell};
 use crate::wire::Refusal;
 
 use super::clients::Client;
 use super::output::{Closed, Output};
-use super::replies::{Shape, count_read, counts, encode, encode_value, error_text};
+use super::replies::{Shape, count_read, counts, encode, encode_value, error_text, held};
 use super::slowlog::{SlowEntry, SlowLog, SlowRules};
 use super::span::Span;
 use super::stats::{RespStats, Tally};
@@ -422,6 +422,19 @@ impl<I: Iterator<Item = Request>> Run<'_, '_, I> {
                 for _ in 0..count {
                     outcomes.extend(self.stream.next().await);
                 }
+                let told = match &shape {
+                    Shape::Ask(request) => {
+                        Box::pin(self.ask_slowly(&outcomes, request.clone())).await
+                    }
+                    _ => None,
+                };
+                let shape = match told {
+                    Some(told) => {
+                        outcomes = one(told);
+                        Shape::Update
+                    }
+                    None => shape,
+                };
                 let before = self.output.len();
                 let (buffer, now, stats) = (self.buffer, self.now, self.counters.stats);
                 let is_update = matches!(shape, Shape::Update);
@@ -447,6 +460,19 @@ impl<I: Iterator<Item = Request>> Run<'_, '_, I> {
             self.counters
                 .note_failure(self.coordinator, &failed, self.now);
         }
+    }
+
+    /// What a request asks of a value, worked out where it is not in the way of others. `None`: it is
+    /// short.
+    async fn ask_slowly(&self, outcomes: &[Outcome], request: Range<usize>) -> Option<Outcome> {
+        let (request, now) = (self.buffer.slice(request), self.now);
+        let held = held(outcomes).filter(|held| is_slow(&request, held.value.len()))?;
+        count_read(self.counters.stats, true);
+        let tasks = self.coordinator.tasks();
+        let told = tasks.compute(move || tell(&request, Some(held), now)).await;
+        Some(Outcome::Updated(told.unwrap_or_else(|error| {
+            Reply::Error(format!("BUSY {error}; the command was not run"))
+        })))
     }
 
     async fn value(&mut self) -> Option<(usize, RequestError)> {
@@ -654,18 +680,22 @@ pub(super) fn run_local(
         }
         DataCommand::Part { key, .. } | DataCommand::Hash { key, .. } => {
             let outcome = local.get(key, |record| match record {
-                Some((value, Kind::Hash)) => Outcome::Hash(Bytes::copy_from_slice(value)),
-                value => Outcome::Value(value.map(|(value, _)| Bytes::copy_from_slice(value))),
-            });
+                Some((value, _)) if is_slow(request, value.len()) => None,
+                Some((value, Kind::Hash)) => Some(Outcome::Hash(Bytes::copy_from_slice(value))),
+                value => {
+                    let value = value.map(|(value, _)| Bytes::copy_from_slice(value));
+                    Some(Outcome::Value(value))
+                }
+            })?;
             let shape = Shape::Ask(0..request.len());
             encode((&[outcome], request), shape, now, stats, reply);
             true
         }
         DataCommand::Script(script) => {
             let key = script.keys().next().unwrap_or_default();
-            update_local(local, (key, request), now, stats, reply)
+            update_local(local, (key, request), now, stats, reply)?
         }
-        DataCommand::Update { key, .. } => update_local(local, (key, request), now, stats, reply),
+        DataCommand::Update { key, .. } => update_local(local, (key, request), now, stats, reply)?,
         command => {
             let (outcomes, shape) = local_outcomes(local, command, now);
             encode((&outcomes, b""), shape, now, stats, reply).is_none()
@@ -679,11 +709,11 @@ fn update_local(
     now: Millis,
     stats: &RespStats,
     reply: &mut Encoder<'_>,
-) -> bool {
+) -> Option<bool> {
     let change = Change::Command(Bytes::copy_from_slice(request));
-    let updated = local.update(key, &change);
+    let updated = local.update(key, &change)?;
     let outcome = updated.map_or_else(refused, Outcome::Updated);
-    encode((&[outcome], b""), Shape::Update, now, stats, reply).is_none()
+    Some(encode((&[outcome], b""), Shape::Update, now, stats, reply).is_none())
 }
 
 /// Encodes a value; hashes have none, and where `is_strict` that is an error.

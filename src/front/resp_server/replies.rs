@@ -119,7 +119,7 @@ pub(super) fn encode_value(
 }
 
 /// What a read has found.
-fn held(outcomes: &[Outcome]) -> Option<Held> {
+pub(super) fn held(outcomes: &[Outcome]) -> Option<Held> {
     let (value, kind) = match outcomes {
         [Outcome::Value(Some(value))] => (value, Kind::String),
         [Outcome::Hash(value)] => (value, Kind::Hash),

@@ -4,7 +4,9 @@
 //! there is nobody to wait for, nothing to keep, no batch to build.
 
 use super::Inner;
-use crate::model::{Database, Expiry, Kind, Millis, Record, RecordRef, Summary, Version};
+use crate::model::{
+    Database, Expiry, HashedKey, Kind, Millis, Record, RecordRef, Summary, Version,
+};
 use crate::node::replica::Written;
 use crate::ring::View;
 use crate::store::ExpiryChange;
@@ -92,13 +94,17 @@ impl<'a> Local<'a> {
         }
     }
 
-    /// Updates a key. What is told.
-    pub fn update(&self, key: &[u8], change: &Change) -> Result<Reply, Refusal> {
+    /// Updates a key. What is told; `None`: that may take long, and nothing was done.
+    pub fn update(&self, key: &[u8], change: &Change) -> Option<Result<Reply, Refusal>> {
         let key = self.database.key(key);
         let key = self.inner.hashed(&self.view, &key);
         let replica = &self.inner.replica;
         loop {
-            let held = replica.read(key, |record| record.map(|record| record.to_record()));
+            let held = replica.read(key, |record| {
+                let bytes = record.and_then(|record| Some(record.value?.len()));
+                let is_short = !change.is_slow(bytes.unwrap_or(0));
+                is_short.then(|| record.map(|record| record.to_record()))
+            })?;
             let context = Context {
                 now: self.now(),
                 value_bytes_max: replica.value_bytes_max(),
@@ -107,16 +113,29 @@ impl<'a> Local<'a> {
             let mut state = State::of(held.as_ref(), context.now);
             let reply = change.make(&mut state, context);
             if !state.is_changed() {
-                return Ok(reply);
+                return Some(Ok(reply));
             }
-            let stamp = held.as_ref().map(Record::stamp);
-            self.pass(stamp.unwrap_or_default().newest())?;
-            let record = state.record(self.stamp());
-            // Somebody else's write was faster: it is made on that. Each turn means that one took effect.
-            if replica.replace(key, stamp, (&record).into(), self.wall)? {
-                return Ok(reply);
+            match self.replace(key, held.as_ref(), &state) {
+                Ok(true) => return Some(Ok(reply)),
+                // Somebody else's write was faster: it is made on that. Each turn means that one took effect.
+                Ok(false) => {}
+                Err(refusal) => return Some(Err(refusal)),
             }
         }
+    }
+
+    /// Writes what an update has made of a record; whether that was still there.
+    fn replace(
+        &self,
+        key: HashedKey<'_>,
+        held: Option<&Record>,
+        state: &State,
+    ) -> Result<bool, Refusal> {
+        let stamp = held.map(Record::stamp);
+        self.pass(stamp.unwrap_or_default().newest())?;
+        let record = state.record(self.stamp());
+        let replica = &self.inner.replica;
+        replica.replace(key, stamp, (&record).into(), self.wall)
     }
 
     /// Changes when a live value ends. What is held now, and when it was to end before.

@@ -37,7 +37,7 @@ use super::hedging::Hedging;
 use super::replica::Replica;
 use super::staleness::StalenessMeter;
 use super::updates::{self, Pledge, UpdateError, Updater};
-use crate::env::Env;
+use crate::env::{Env, Tasks};
 use crate::model::{
     HashedKey, Hlc, KeyHasher, Kind, Level, Millis, NodeTag, PartitionId, Quorum, Stamp, Summary,
 };
@@ -469,6 +469,12 @@ impl Coordinator {
             let pledge = self.0.updater.submit(&key, Change::Look);
             *outcome = form.outcome(self.redeem(pledge).await);
         }
+    }
+
+    /// The tasks of this node, and its pool for what takes a processor for long.
+    #[must_use]
+    pub fn tasks(&self) -> &Tasks {
+        &self.0.env.tasks
     }
 
     /// What makes the updates that other nodes ask this one for.

@@ -231,7 +231,9 @@ impl Updater {
                 continue;
             };
             let is_own = home == parts.self_tag;
-            let end = if is_own {
+            // A script may take its time, and is not given to another home when this one is silent.
+            let is_patient = is_own || attempt.updates.changes.iter().any(Change::is_script);
+            let end = if is_patient {
                 deadline
             } else {
                 self.patience(home, now, deadline)

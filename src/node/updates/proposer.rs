@@ -11,19 +11,20 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{Notify, oneshot, watch};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::homes::{Homes, Told};
 use super::inbox::Inbox;
 use super::post::Post;
 use super::reach;
-use crate::env::Env;
+use crate::env::{ComputeError, Env};
 use crate::model::{HashedKey, Hlc, HlcTime, KeyHasher, NodeTag, Version};
 use crate::net::Transport;
 use crate::node::hedging::Hedging;
 use crate::node::replica::Replica;
 use crate::protocol::{Standing, UpdateAction, UpdateOp, UpdatePlan, Updated, Updates};
 use crate::ring::View;
+use crate::update::Limit;
 use crate::wire::Refusal;
 
 /// What a proposer is made of.
@@ -290,10 +291,7 @@ impl Proposer {
         let parts = &self.0.parts;
         let told = Inbox::default();
         let mut action = match standing.filter(|standing| self.stands(standing, round.key)) {
-            Some(standing) => {
-                let ballot = standing.ballot();
-                op.begin_standing(standing, self.now(), || self.next(round, ballot))
-            }
+            Some(standing) => op.begin_standing(standing, self.now()),
             None => UpdateAction::Again {
                 past: Version::default(),
                 pause: Duration::ZERO,
@@ -325,6 +323,10 @@ impl Proposer {
                     is_first = false;
                     continue;
                 }
+                UpdateAction::Evaluate => {
+                    action = self.evaluate(op, round).await;
+                    continue;
+                }
                 UpdateAction::Promise => {
                     self.0.stats.promises_asked.fetch_add(1, Ordering::Relaxed);
                     own = round.homes.ask_promise(op.ballot(), round_end, &told);
@@ -344,6 +346,31 @@ impl Proposer {
                 None => self.hear(op, round, round_end, &told).await,
             };
         }
+    }
+
+    /// Applies the updates to the state that is known: at once if that is short, and on the pool for
+    /// slow work otherwise, so that no request of another key waits for a script of this one.
+    async fn evaluate(&self, op: &mut UpdateOp, round: &Round<'_>) -> UpdateAction {
+        let Some(evaluation) = op.evaluation() else {
+            return op.on_deadline();
+        };
+        let ballot = op.ballot();
+        let evaluated = if evaluation.is_slow() {
+            let env = &self.0.parts.env;
+            let work = env.compute_update(move |limit| evaluation.run(limit));
+            match timeout_at(round.deadline, work).await {
+                Ok(Ok(evaluated)) => evaluated,
+                // Nothing of it was proposed.
+                Ok(Err(ComputeError::Busy | ComputeError::Ended)) => {
+                    return op.on_hopeless(Refusal::Busy);
+                }
+                Err(_elapsed) => return op.on_deadline(),
+            }
+        } else {
+            evaluation.run(&Limit::of_steps())
+        };
+        let action = op.on_evaluated(evaluated, || self.next(round, ballot));
+        action.unwrap_or_else(|| op.on_deadline())
     }
 
     /// Waits for the answers of homes, until they make a difference.
@@ -367,8 +394,6 @@ impl Proposer {
     }
 
     fn on_told(&self, op: &mut UpdateOp, answer: Told, round: &Round<'_>) -> Option<UpdateAction> {
-        let present = op.ballot();
-        let next = || self.next(round, present);
         match answer {
             Told::Promised {
                 home,
@@ -384,7 +409,7 @@ impl Proposer {
                     .as_ref()
                     .map(|record| record.stamp().newest());
                 match self.observe(newest.unwrap_or_default()) {
-                    Ok(()) => op.on_promise(home, ballot, promise, next),
+                    Ok(()) => op.on_promise(home, ballot, promise),
                     Err(refusal) => op.on_failed(home, ballot, Some(refusal)),
                 }
             }

@@ -15,7 +15,7 @@ use crate::protocol::{
     Promise, Proposed, Standing, UpdateAction, UpdateId, UpdateOp, UpdatePlan, Updated, Updates,
 };
 use crate::store::{Accepted, Limits, Promised, Proposal, Store};
-use crate::update::Change;
+use crate::update::{Change, Limit};
 
 const HOMES: usize = 3;
 const PLAN: UpdatePlan = UpdatePlan {
@@ -185,7 +185,8 @@ impl World {
     /// Carries out what a state machine wants.
     fn act(&mut self, proposer: usize, mut op: UpdateOp, action: Option<UpdateAction>) {
         let message = match action {
-            None => None,
+            // It is done where the action is made: see `evaluate`.
+            None | Some(UpdateAction::Evaluate) => None,
             Some(UpdateAction::Promise) => Some(Message::Promise(op.ballot())),
             Some(UpdateAction::Accept) => op.proposal().cloned().map(Message::Accept),
             Some(UpdateAction::Again { past, .. }) => {
@@ -222,7 +223,10 @@ impl World {
         let mut op = UpdateOp::new(PLAN, this.queue.drain(..).collect());
         let next = self.next();
         let action = match self.proposers[proposer].standing.take() {
-            Some(standing) => op.begin_standing(standing, Millis(10_000), || next),
+            Some(standing) => {
+                let action = op.begin_standing(standing, Millis(10_000));
+                evaluate(&mut op, Some(action), next).unwrap_or(action)
+            }
             None => UpdateAction::Again {
                 past: Version::default(),
                 pause: Duration::ZERO,
@@ -282,7 +286,10 @@ impl World {
             return;
         };
         let action = match message {
-            Message::Promised(ballot, promise) => op.on_promise(home, ballot, promise, || next),
+            Message::Promised(ballot, promise) => {
+                let action = op.on_promise(home, ballot, promise);
+                evaluate(&mut op, action, next)
+            }
             Message::Accepted(ballot, is_next_promised) => {
                 op.on_accepted(home, ballot, is_next_promised)
             }
@@ -379,6 +386,18 @@ impl World {
             Some(Body::Value(value)) => value,
             Some(Body::Tombstone) | None => Bytes::new(),
         }
+    }
+}
+
+/// Evaluates at once what is to be.
+fn evaluate(
+    op: &mut UpdateOp,
+    action: Option<UpdateAction>,
+    next: Option<Version>,
+) -> Option<UpdateAction> {
+    match op.evaluation() {
+        Some(evaluation) => op.on_evaluated(evaluation.run(&Limit::of_steps()), || next),
+        None => action,
     }
 }
 

@@ -33,6 +33,7 @@
 
 mod lineage;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 pub use lineage::{Lineage, UpdateId};
@@ -40,7 +41,7 @@ pub use lineage::{Lineage, UpdateId};
 use serde::{Deserialize, Serialize};
 
 use super::{QuorumNotMet, Replicas, count_u8};
-use crate::model::{HlcTime, Millis, Record, Stamp, Version};
+use crate::model::{Body, HlcTime, Millis, Record, Stamp, Version};
 use crate::update::{Change, Context, Limit, Reply, State};
 use crate::wire::Refusal;
 use lineage::Verdict;
@@ -76,6 +77,9 @@ pub enum Updated {
 pub enum UpdateAction {
     /// Ask all homes to promise [`UpdateOp::ballot`].
     Promise,
+    /// Apply the updates to the state that is known now: [`UpdateOp::evaluation`], and then
+    /// [`UpdateOp::on_evaluated`].
+    Evaluate,
     /// Give all homes [`UpdateOp::proposal`].
     Accept,
     /// Others are at it as well, or homes did not answer. Wait a little, and begin again under a
@@ -171,7 +175,7 @@ pub struct UpdatePlan {
 #[derive(Debug)]
 pub struct UpdateOp {
     plan: UpdatePlan,
-    of: Vec<Updates>,
+    of: Arc<Vec<Updates>>,
     ballot: Version,
     now: Millis,
     phase: Phase,
@@ -193,12 +197,49 @@ pub struct UpdateOp {
 enum Phase {
     Idle,
     Asking(Replicas<Option<Told<Promise>>>),
+    /// The state is known, and what becomes of it is being evaluated.
+    Evaluating {
+        /// What is to be evaluated, until it is taken.
+        on: Option<Promise>,
+        basis: Basis,
+    },
     Giving {
         proposed: Proposed,
         outcomes: Vec<Updated>,
         taken: Replicas<Option<Told<bool>>>,
     },
     Done,
+}
+
+/// Where the state comes from that updates are applied to.
+#[derive(Debug, Clone, Copy)]
+enum Basis {
+    /// Homes have shown it under this ballot; whether a majority holds it.
+    Promised { is_decided: bool },
+    /// It is what the ballot was promised with; homes must still hold this.
+    Standing { base: Option<Stamp> },
+}
+
+/// Updates, and the state that they are to be applied to. It needs nothing else, so that it may be
+/// moved to where slow work is not in the way of others.
+#[derive(Debug)]
+pub struct Evaluation {
+    of: Arc<Vec<Updates>>,
+    on: Promise,
+    ballot: Version,
+    now: Millis,
+    value_bytes_max: usize,
+    has_proposed: bool,
+}
+
+/// What came of an [`Evaluation`].
+#[derive(Debug)]
+pub struct Evaluated {
+    ballot: Version,
+    proposed: Proposed,
+    outcomes: Vec<Updated>,
+    /// A majority has to take it: something is changed, or what is told has to be noted.
+    is_news: bool,
 }
 
 /// A home's answer.
@@ -223,14 +264,14 @@ impl Updated {
 impl UpdateOp {
     /// Updates of a key, those that came first first.
     #[must_use]
-    pub const fn new(plan: UpdatePlan, of: Vec<Updates>) -> Self {
+    pub fn new(plan: UpdatePlan, of: Vec<Updates>) -> Self {
         let none = Version {
             hlc: HlcTime(0),
             node: crate::model::NodeTag(0),
         };
         Self {
             plan,
-            of,
+            of: Arc::new(of),
             ballot: none,
             now: Millis(0),
             phase: Phase::Idle,
@@ -274,12 +315,7 @@ impl UpdateOp {
     }
 
     /// Begins under a ballot that a majority has promised already, if it may serve these updates.
-    pub fn begin_standing(
-        &mut self,
-        standing: Standing,
-        now: Millis,
-        next: impl FnOnce() -> Option<Version>,
-    ) -> UpdateAction {
+    pub fn begin_standing(&mut self, standing: Standing, now: Millis) -> UpdateAction {
         let Standing {
             ballot,
             promise,
@@ -291,22 +327,15 @@ impl UpdateOp {
             return self.again(Duration::ZERO);
         }
         let base = promise.record.as_ref().map(Record::stamp);
-        let (proposed, outcomes, is_news) = self.make(promise);
-        if is_news {
-            self.has_proposed = true;
-            return self.give(Proposed { base, ..proposed }, outcomes, next());
-        }
-        // What is told must be what a majority holds now.
-        self.again(Duration::ZERO)
+        self.evaluate(promise, Basis::Standing { base })
     }
 
-    /// A home has promised the ballot. `next`: the ballot of what is likely to follow.
+    /// A home has promised the ballot.
     pub fn on_promise(
         &mut self,
         replica: usize,
         ballot: Version,
         promise: Promise,
-        next: impl FnOnce() -> Option<Version>,
     ) -> Option<UpdateAction> {
         let Phase::Asking(told) = &mut self.phase else {
             return None;
@@ -327,13 +356,55 @@ impl UpdateOp {
                 Some(Told::No) | None => None,
             });
         let (newest, is_decided) = newest(promises);
-        let (proposed, outcomes, is_news) = self.make(newest);
-        if !is_news && is_decided {
-            self.outcomes = outcomes;
-            return Some(self.finish());
+        Some(self.evaluate(newest, Basis::Promised { is_decided }))
+    }
+
+    /// What is to be evaluated now; once.
+    pub fn evaluation(&mut self) -> Option<Evaluation> {
+        let Phase::Evaluating { on, .. } = &mut self.phase else {
+            return None;
+        };
+        Some(Evaluation {
+            of: Arc::clone(&self.of),
+            on: on.take()?,
+            ballot: self.ballot,
+            now: self.now,
+            value_bytes_max: self.plan.value_bytes_max,
+            has_proposed: self.has_proposed,
+        })
+    }
+
+    /// The evaluation is done. `next`: the ballot of what is likely to follow.
+    pub fn on_evaluated(
+        &mut self,
+        evaluated: Evaluated,
+        next: impl FnOnce() -> Option<Version>,
+    ) -> Option<UpdateAction> {
+        let Phase::Evaluating { basis, .. } = self.phase else {
+            return None;
+        };
+        if evaluated.ballot != self.ballot {
+            return None;
         }
+        let Evaluated {
+            proposed,
+            outcomes,
+            is_news,
+            ..
+        } = evaluated;
         self.has_proposed |= is_news;
-        Some(self.give(proposed, outcomes, next()))
+        Some(match basis {
+            Basis::Promised { is_decided: true } if !is_news => {
+                self.outcomes = outcomes;
+                self.finish()
+            }
+            Basis::Promised { .. } => self.give(proposed, outcomes, next()),
+            Basis::Standing { base } if is_news => {
+                self.give(Proposed { base, ..proposed }, outcomes, next())
+            }
+            // What is told must be what a majority holds now.
+            Basis::Standing { .. } => self.again(Duration::ZERO),
+        })
     }
 
     /// What was written up to this version was flushed: homes that have shown it missed that, and hold
@@ -422,7 +493,7 @@ impl UpdateOp {
     pub fn on_slow(&mut self) -> Option<UpdateAction> {
         match self.phase {
             Phase::Asking(_) | Phase::Giving { .. } => Some(self.again(PAUSE_MIN)),
-            Phase::Idle | Phase::Done => None,
+            Phase::Idle | Phase::Evaluating { .. } | Phase::Done => None,
         }
     }
 
@@ -451,7 +522,9 @@ impl UpdateOp {
     /// What became of the updates, in their order.
     #[must_use]
     pub fn outcomes(self) -> (Vec<(Updates, Updated)>, Option<Standing>) {
-        let outcomes = self.of.into_iter().zip(self.outcomes);
+        // Nobody else has them any more, unless an evaluation was given up while it ran.
+        let of = Arc::unwrap_or_clone(self.of);
+        let outcomes = of.into_iter().zip(self.outcomes);
         (outcomes.collect(), self.standing)
     }
 
@@ -486,7 +559,7 @@ impl UpdateOp {
         let no = match &self.phase {
             Phase::Asking(told) => count_u8(told, |told| matches!(told, Some(Told::No))),
             Phase::Giving { taken, .. } => count_u8(taken, |told| matches!(told, Some(Told::No))),
-            Phase::Idle | Phase::Done => return None,
+            Phase::Idle | Phase::Evaluating { .. } | Phase::Done => return None,
         };
         let left = self.plan.homes.saturating_sub(usize::from(no));
         (left < usize::from(self.plan.need)).then(|| self.again(PAUSE_MIN))
@@ -522,19 +595,48 @@ impl UpdateOp {
         UpdateAction::Accept
     }
 
-    /// Makes the updates on a state. Whether a majority has to take what comes of it: they change
-    /// something, or what they tell has to be noted.
-    fn make(&self, on: Promise) -> (Proposed, Vec<Updated>, bool) {
-        let Promise {
-            record,
-            mut lineage,
-        } = on;
+    fn evaluate(&mut self, on: Promise, basis: Basis) -> UpdateAction {
+        let on = Some(on);
+        self.phase = Phase::Evaluating { on, basis };
+        UpdateAction::Evaluate
+    }
+
+    /// Whether all updates were begun before a ballot.
+    fn is_before(&self, ballot: Version) -> bool {
+        self.of.iter().all(|updates| updates.begun <= ballot.hlc)
+    }
+}
+
+impl Evaluation {
+    /// Whether it may take longer than a millisecond: then it must not be in the way of requests.
+    #[must_use]
+    pub fn is_slow(&self) -> bool {
+        let held = self
+            .on
+            .record
+            .as_ref()
+            .map_or(0, |record| match &record.body {
+                Body::Value(value) => value.len(),
+                Body::Tombstone => 0,
+            });
+        let changes = || self.of.iter().flat_map(|updates| &updates.changes);
+        // What one of them writes, the others find.
+        let found = changes().fold(held, |found, change| found.saturating_add(change.bytes()));
+        let count = changes().count();
+        changes().any(|change| change.is_slow(found.saturating_mul(count)))
+    }
+
+    /// Applies the updates to the state, within a limit for all of them together.
+    #[must_use]
+    pub fn run(self, limit: &Limit) -> Evaluated {
+        let record = self.on.record.as_ref();
+        let mut lineage = self.on.lineage.clone();
         let context = Context {
             now: self.now,
-            value_bytes_max: self.plan.value_bytes_max,
-            limit: &Limit::of_steps(),
+            value_bytes_max: self.value_bytes_max,
+            limit,
         };
-        let mut state = State::of(record.as_ref(), self.now);
+        let mut state = State::of(record, self.now);
         let mut is_news = false;
         let outcomes =
             self.of
@@ -563,12 +665,12 @@ impl UpdateOp {
             base: None,
             next: None,
         };
-        (proposed, outcomes, is_news)
-    }
-
-    /// Whether all updates were begun before a ballot.
-    fn is_before(&self, ballot: Version) -> bool {
-        self.of.iter().all(|updates| updates.begun <= ballot.hlc)
+        Evaluated {
+            ballot: self.ballot,
+            proposed,
+            outcomes,
+            is_news,
+        }
     }
 
     /// Whether updates may still be made from elsewhere, or by a result of this very operation.

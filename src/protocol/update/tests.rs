@@ -57,6 +57,36 @@ fn begun(of: Vec<Updates>, ballot: u64) -> UpdateOp {
     op
 }
 
+/// A home has promised; what there is to evaluate then is evaluated at once.
+fn promised(
+    op: &mut UpdateOp,
+    replica: usize,
+    ballot: Version,
+    promise: Promise,
+    next: impl FnOnce() -> Option<Version>,
+) -> Option<UpdateAction> {
+    let action = op.on_promise(replica, ballot, promise);
+    match op.evaluation() {
+        Some(evaluation) => op.on_evaluated(evaluation.run(&Limit::of_steps()), next),
+        None => action,
+    }
+}
+
+fn begun_standing(
+    op: &mut UpdateOp,
+    standing: Standing,
+    now: Millis,
+    next: impl FnOnce() -> Option<Version>,
+) -> UpdateAction {
+    let action = op.begin_standing(standing, now);
+    match op.evaluation() {
+        Some(evaluation) => op
+            .on_evaluated(evaluation.run(&Limit::of_steps()), next)
+            .unwrap(),
+        None => action,
+    }
+}
+
 fn value(op: &UpdateOp) -> &[u8] {
     match &op.proposal().unwrap().record.body {
         Body::Value(value) => value,
@@ -81,8 +111,11 @@ const fn no_next() -> Option<Version> {
 #[test]
 fn an_update_is_made_on_the_newest_that_a_majority_holds() {
     let mut op = begun(vec![incr(1)], 20);
-    assert_eq!(op.on_promise(0, version(20), holds(3, "7"), no_next), None);
-    let action = op.on_promise(2, version(20), holds(5, "8"), no_next);
+    assert_eq!(
+        promised(&mut op, 0, version(20), holds(3, "7"), no_next),
+        None
+    );
+    let action = promised(&mut op, 2, version(20), holds(5, "8"), no_next);
     assert_eq!(action, Some(UpdateAction::Accept));
     assert_eq!(value(&op), b"9");
     assert_eq!(op.on_accepted(0, version(20), false), None);
@@ -97,8 +130,8 @@ fn an_update_is_made_on_the_newest_that_a_majority_holds() {
 fn what_changes_nothing_is_told_at_once_if_a_majority_agrees() {
     for (other, action) in [(5, UpdateAction::Finished), (4, UpdateAction::Accept)] {
         let mut op = begun(vec![updates(1, &["GET k\r\n"])], 20);
-        op.on_promise(0, version(20), holds(5, "v"), no_next);
-        let told = op.on_promise(1, version(20), holds(other, "v"), no_next);
+        promised(&mut op, 0, version(20), holds(5, "v"), no_next);
+        let told = promised(&mut op, 1, version(20), holds(other, "v"), no_next);
         assert_eq!(told, Some(action));
     }
 }
@@ -115,8 +148,8 @@ fn updates_together_are_made_one_after_the_other() {
         ..updates(1, &["APPEND k 0\r\n", "INCR k\r\n"])
     };
     let mut op = begun(vec![incr(1), second, third], 20);
-    op.on_promise(0, version(20), nothing(), no_next);
-    op.on_promise(1, version(20), nothing(), no_next);
+    promised(&mut op, 0, version(20), nothing(), no_next);
+    promised(&mut op, 1, version(20), nothing(), no_next);
     assert_eq!(value(&op), b"21");
     op.on_accepted(1, version(20), false);
     op.on_accepted(2, version(20), false);
@@ -128,8 +161,8 @@ fn updates_together_are_made_one_after_the_other() {
 #[test]
 fn a_result_that_was_taken_by_some_is_not_made_again() {
     let mut op = begun(vec![incr(1)], 20);
-    op.on_promise(0, version(20), nothing(), no_next);
-    op.on_promise(1, version(20), nothing(), no_next);
+    promised(&mut op, 0, version(20), nothing(), no_next);
+    promised(&mut op, 1, version(20), nothing(), no_next);
     let taken = op.proposal().unwrap().clone();
     assert_eq!(op.on_accepted(0, version(20), false), None);
     assert_eq!(op.on_outbid(1, version(20), version(30)), None);
@@ -143,8 +176,8 @@ fn a_result_that_was_taken_by_some_is_not_made_again() {
         record: Some(taken.record),
         lineage: taken.lineage,
     };
-    op.on_promise(2, version(31), nothing(), no_next);
-    let action = op.on_promise(0, version(31), held, no_next);
+    promised(&mut op, 2, version(31), nothing(), no_next);
+    let action = promised(&mut op, 0, version(31), held, no_next);
     assert_eq!(
         action,
         Some(UpdateAction::Accept),
@@ -159,13 +192,13 @@ fn a_result_that_was_taken_by_some_is_not_made_again() {
 #[test]
 fn what_another_made_on_the_state_before_is_built_upon() {
     let mut op = begun(vec![incr(1)], 20);
-    op.on_promise(0, version(20), nothing(), no_next);
-    op.on_promise(1, version(20), nothing(), no_next);
+    promised(&mut op, 0, version(20), nothing(), no_next);
+    promised(&mut op, 1, version(20), nothing(), no_next);
     op.on_outbid(1, version(20), version(30));
     assert!(op.on_outbid(0, version(20), version(30)).is_some());
     op.begin(version(31), Millis(6));
-    op.on_promise(1, version(31), holds(30, "50"), no_next);
-    op.on_promise(0, version(31), holds(30, "50"), no_next);
+    promised(&mut op, 1, version(31), holds(30, "50"), no_next);
+    promised(&mut op, 0, version(31), holds(30, "50"), no_next);
     assert_eq!(
         value(&op),
         b"51",
@@ -181,33 +214,33 @@ fn of_what_was_written_over_nobody_knows() {
     };
     // Nobody had it before: it was not made, but this one does not know that.
     let mut op = begun(vec![incr(1)], 20);
-    op.on_promise(0, version(20), unknown(12), no_next);
-    let action = op.on_promise(1, version(20), unknown(12), no_next);
+    promised(&mut op, 0, version(20), unknown(12), no_next);
+    let action = promised(&mut op, 1, version(20), unknown(12), no_next);
     assert_eq!(action, Some(UpdateAction::Finished));
     assert_eq!(only(op), Updated::TooOld);
     // It was given to homes, and something was written over it.
     let mut op = begun(vec![incr(1)], 20);
-    op.on_promise(0, version(20), nothing(), no_next);
-    op.on_promise(1, version(20), nothing(), no_next);
+    promised(&mut op, 0, version(20), nothing(), no_next);
+    promised(&mut op, 1, version(20), nothing(), no_next);
     op.on_slow();
     op.begin(version(31), Millis(6));
-    op.on_promise(0, version(31), unknown(30), no_next);
-    op.on_promise(1, version(31), unknown(30), no_next);
+    promised(&mut op, 0, version(31), unknown(30), no_next);
+    promised(&mut op, 1, version(31), unknown(30), no_next);
     assert_eq!(only(op), Updated::Unknown);
 }
 
 #[test]
 fn without_a_majority_it_says_whether_something_may_have_been_made() {
     let mut op = begun(vec![incr(1)], 20);
-    op.on_promise(0, version(20), nothing(), no_next);
+    promised(&mut op, 0, version(20), nothing(), no_next);
     op.on_deadline();
     let Updated::NotMade(why) = only(op) else {
         panic!("nothing was given to anybody")
     };
     assert_eq!((why.got, why.need), (1, 2));
     let mut op = begun(vec![incr(1)], 20);
-    op.on_promise(0, version(20), nothing(), no_next);
-    op.on_promise(1, version(20), nothing(), no_next);
+    promised(&mut op, 0, version(20), nothing(), no_next);
+    promised(&mut op, 1, version(20), nothing(), no_next);
     op.on_deadline();
     assert_eq!(only(op), Updated::Unknown);
 }
@@ -226,8 +259,8 @@ fn clocks_that_no_majority_follows_end_it_at_once() {
 fn a_promise_that_stands_saves_the_question() {
     let next = || Some(version(21));
     let mut op = begun(vec![incr(1)], 20);
-    op.on_promise(0, version(20), nothing(), next);
-    op.on_promise(1, version(20), nothing(), next);
+    promised(&mut op, 0, version(20), nothing(), next);
+    promised(&mut op, 1, version(20), nothing(), next);
     assert_eq!(op.proposal().unwrap().next, next());
     op.on_accepted(0, version(20), true);
     op.on_accepted(1, version(20), true);
@@ -235,19 +268,19 @@ fn a_promise_that_stands_saves_the_question() {
     let standing = standing.unwrap();
     assert_eq!(standing.ballot(), version(21));
     let mut op = UpdateOp::new(PLAN, vec![incr(2)]);
-    let action = op.begin_standing(standing.clone(), Millis(6), no_next);
+    let action = begun_standing(&mut op, standing.clone(), Millis(6), no_next);
     assert_eq!(action, UpdateAction::Accept);
     assert_eq!((value(&op), op.ballot()), (&b"2"[..], version(21)));
     // What only tells asks what a majority holds now.
     let mut op = UpdateOp::new(PLAN, vec![updates(2, &["GET k\r\n"])]);
-    let action = op.begin_standing(standing, Millis(6), no_next);
+    let action = begun_standing(&mut op, standing, Millis(6), no_next);
     let pause = Duration::ZERO;
     let past = version(21);
     assert_eq!(action, UpdateAction::Again { past, pause });
     // One home without room for the promise is one too few.
     let mut op = begun(vec![incr(1)], 20);
-    op.on_promise(0, version(20), nothing(), next);
-    op.on_promise(1, version(20), nothing(), next);
+    promised(&mut op, 0, version(20), nothing(), next);
+    promised(&mut op, 1, version(20), nothing(), next);
     op.on_accepted(0, version(20), true);
     op.on_accepted(1, version(20), false);
     assert!(op.outcomes().1.is_none());
@@ -267,8 +300,8 @@ fn of_transactions_on_what_was_seen_together_the_first_one_is_made() {
         ..incr(1)
     };
     let mut op = begun(vec![transaction(1), transaction(2)], 20);
-    op.on_promise(0, version(20), holds(5, "1"), no_next);
-    op.on_promise(1, version(20), holds(5, "1"), no_next);
+    promised(&mut op, 0, version(20), holds(5, "1"), no_next);
+    promised(&mut op, 1, version(20), holds(5, "1"), no_next);
     assert_eq!(value(&op), b"2");
     op.on_accepted(0, version(20), false);
     op.on_accepted(1, version(20), false);
@@ -282,8 +315,8 @@ fn of_transactions_on_what_was_seen_together_the_first_one_is_made() {
 fn standing() -> (Standing, Proposed) {
     let next = || Some(version(30));
     let mut op = begun(vec![incr(1)], 20);
-    op.on_promise(0, version(20), nothing(), next);
-    op.on_promise(1, version(20), nothing(), next);
+    promised(&mut op, 0, version(20), nothing(), next);
+    promised(&mut op, 1, version(20), nothing(), next);
     let proposed = op.proposal().unwrap().clone();
     op.on_accepted(0, version(20), true);
     op.on_accepted(1, version(20), true);
@@ -298,17 +331,17 @@ fn a_standing_ballot_serves_only_what_was_begun_before_it() {
         ..incr(2)
     };
     let mut op = UpdateOp::new(PLAN, vec![at(30)]);
-    let action = op.begin_standing(standing.clone(), Millis(6), no_next);
+    let action = begun_standing(&mut op, standing.clone(), Millis(6), no_next);
     assert_eq!(action, UpdateAction::Accept);
     // It is taken only where the state that it was promised with is still held.
     assert_eq!(op.proposal().unwrap().base, Some(before.record.stamp()));
     let mut op = UpdateOp::new(PLAN, vec![at(31)]);
-    let action = op.begin_standing(standing.clone(), Millis(6), no_next);
+    let action = begun_standing(&mut op, standing.clone(), Millis(6), no_next);
     assert!(matches!(action, UpdateAction::Again { past, .. } if past == version(30)));
     // Nor one of another ring.
     let plan = UpdatePlan { ring: 8, ..PLAN };
     let mut op = UpdateOp::new(plan, vec![at(30)]);
-    let action = op.begin_standing(standing, Millis(6), no_next);
+    let action = begun_standing(&mut op, standing, Millis(6), no_next);
     assert!(matches!(action, UpdateAction::Again { .. }));
 }
 
@@ -320,7 +353,7 @@ fn an_update_made_under_a_standing_ballot_is_not_made_again_where_its_lineage_is
         ..incr(2)
     };
     let mut op = UpdateOp::new(PLAN, vec![second.clone()]);
-    op.begin_standing(standing, Millis(6), no_next);
+    begun_standing(&mut op, standing, Millis(6), no_next);
     // A plain read repairs the others with it, and its proposer is gone.
     let repaired = Promise {
         record: Some(op.proposal().unwrap().record.clone()),
@@ -331,8 +364,8 @@ fn an_update_made_under_a_standing_ballot_is_not_made_again_where_its_lineage_is
         ..second
     };
     let mut op = begun(vec![again], 40);
-    op.on_promise(1, version(40), repaired.clone(), no_next);
-    op.on_promise(2, version(40), repaired, no_next);
+    promised(&mut op, 1, version(40), repaired.clone(), no_next);
+    promised(&mut op, 2, version(40), repaired, no_next);
     assert_eq!(only(op), Updated::TooOld);
 }
 
@@ -343,8 +376,8 @@ fn what_changes_nothing_is_noted_when_another_home_may_still_make_it() {
         ..updates(1, &["SET k mine NX\r\n"])
     };
     let mut op = begun(vec![set(true)], 20);
-    op.on_promise(0, version(20), holds(5, "theirs"), no_next);
-    let action = op.on_promise(1, version(20), holds(5, "theirs"), no_next);
+    promised(&mut op, 0, version(20), holds(5, "theirs"), no_next);
+    let action = promised(&mut op, 1, version(20), holds(5, "theirs"), no_next);
     assert_eq!(action, Some(UpdateAction::Accept));
     let noted = op.proposal().unwrap().clone();
     op.on_accepted(0, version(20), false);
@@ -363,16 +396,16 @@ fn what_changes_nothing_is_noted_when_another_home_may_still_make_it() {
         lineage: noted.lineage,
     };
     let mut op = begun(vec![release], 30);
-    op.on_promise(0, version(30), noted.clone(), no_next);
-    op.on_promise(1, version(30), noted, no_next);
+    promised(&mut op, 0, version(30), noted.clone(), no_next);
+    promised(&mut op, 1, version(30), noted, no_next);
     let released = op.proposal().unwrap().clone();
     let released = Promise {
         record: Some(released.record),
         lineage: released.lineage,
     };
     let mut op = begun(vec![set(false)], 40);
-    op.on_promise(0, version(40), released.clone(), no_next);
-    let action = op.on_promise(1, version(40), released, no_next);
+    promised(&mut op, 0, version(40), released.clone(), no_next);
+    let action = promised(&mut op, 1, version(40), released, no_next);
     assert_eq!(action, Some(UpdateAction::Finished), "nothing is made");
     assert_eq!(only(op), Updated::Made(Some(vec![Reply::Nil])));
 }
@@ -389,8 +422,8 @@ fn what_has_expired_undecided_is_decided_before_anything_depends_on_it() {
     };
     let set = || vec![updates(1, &["SET k x XX\r\n"])];
     let mut op = begun(set(), 20);
-    op.on_promise(0, version(20), expired.clone(), no_next);
-    let action = op.on_promise(1, version(20), holds(5, "old"), no_next);
+    promised(&mut op, 0, version(20), expired.clone(), no_next);
+    let action = promised(&mut op, 1, version(20), holds(5, "old"), no_next);
     assert_eq!(action, Some(UpdateAction::Accept));
     assert_eq!(value(&op), b"-");
     op.on_accepted(0, version(20), false);
@@ -398,8 +431,8 @@ fn what_has_expired_undecided_is_decided_before_anything_depends_on_it() {
     assert_eq!(only(op), Updated::Made(Some(vec![Reply::Nil])));
     // Where a majority holds it, it is decided.
     let mut op = begun(set(), 20);
-    op.on_promise(0, version(20), expired.clone(), no_next);
-    let action = op.on_promise(1, version(20), expired, no_next);
+    promised(&mut op, 0, version(20), expired.clone(), no_next);
+    let action = promised(&mut op, 1, version(20), expired, no_next);
     assert_eq!(action, Some(UpdateAction::Finished));
     assert_eq!(op.unused(), Some(version(20)));
 }
