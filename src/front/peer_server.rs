@@ -25,7 +25,7 @@ use crate::store::{Accepted, ExpiryChange, Promised, Proposal};
 use crate::wire::{
     Answer, FrameError, FrameReader, Operation, PAGE_BYTES_MAX, RESPONSE_VALUES_BYTES_MAX, Refusal,
     RequestHeader, ResponseFrame, ResponseHeader, WireExpiry, WireProposal, WireRecord,
-    WireUpdates, encode, from_wire, to_wire,
+    WireUpdates, encode, frame_bytes_max, from_wire, to_wire,
 };
 
 /// Where a node's encoded member table comes from.
@@ -321,6 +321,9 @@ impl PeerServer {
         }
         header.is_sure = false;
         let replica = Arc::clone(&self.replica);
+        // Room is left for the answers without replies, and for flushes.
+        let spare = RESPONSE_VALUES_BYTES_MAX / 2;
+        let bytes_max = frame_bytes_max(replica.value_bytes_max()).saturating_sub(spare);
         Ok(Box::pin(async move {
             let mut out = Vec::new();
             let frame = ResponseFrame::start(&header, &mut out);
@@ -335,6 +338,14 @@ impl PeerServer {
                 };
                 let mut told = Vec::new();
                 encode(&updated, &mut told);
+                if let Updated::Made(replies) = &updated
+                    && out.len().saturating_add(told.len()) > bytes_max
+                {
+                    // A longer frame would end the connection for all.
+                    let count = u32::try_from(replies.len()).unwrap_or(u32::MAX);
+                    told.clear();
+                    encode(&Updated::Lost(count), &mut told);
+                }
                 encode(&Answer::Updated(ByteSlice::new(&told)), &mut out);
             }
             finish(frame, &replica, false, &mut out);

@@ -204,8 +204,18 @@ impl Change {
                 if state.is_another || state.version != *seen {
                     return Reply::Nil;
                 }
-                let replies = commands.iter().map(|request| run(request, state, context));
-                Reply::Array(replies.collect())
+                let (before, mut replies) = (state.clone(), Vec::new());
+                let mut room = context.value_bytes_max.saturating_add(REPLIES_BYTES_MAX);
+                for request in commands {
+                    let reply = run(request, state, context);
+                    let Some(left) = room.checked_sub(reply.bytes()) else {
+                        *state = before;
+                        return Reply::Error(TOO_LONG.to_owned());
+                    };
+                    room = left;
+                    replies.push(reply);
+                }
+                Reply::Array(replies)
             }
         }
     }
@@ -327,6 +337,9 @@ fn command_name(request: &[u8]) -> &[u8] {
 }
 
 const OVERHEAD_BYTES: usize = 32;
+/// Of a transaction, beside one value of the longest: so that they fit into a frame between nodes.
+const REPLIES_BYTES_MAX: usize = 4 * 1024 * 1024;
+const TOO_LONG: &str = "ERR the replies of the transaction are too large; nothing was changed";
 /// A millisecond's copying.
 const SLOW_BYTES: usize = 2 * 1024 * 1024;
 /// A millisecond for fields of a few bytes each.

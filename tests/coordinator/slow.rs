@@ -132,3 +132,29 @@ async fn scripts_beyond_what_may_wait_are_refused_and_change_nothing() {
     }
     assert_eq!(ring.get(0).await, None);
 }
+
+/// Their replies together are far more than a frame between nodes holds.
+#[tokio::test(start_paused = true)]
+async fn pipelined_updates_with_long_replies_are_all_answered() {
+    let ring = Ring::new(3, 2, 2);
+    // Not through the node that makes them.
+    let node = (ring.first_home() + 1) % 3;
+    let coordinator = ring.nodes[node].coordinator.clone();
+    let long = Bytes::from(vec![b'v'; 1_000_000]);
+    let action = Action::Set {
+        value: long.clone(),
+        expires_at: None,
+    };
+    assert!(matches!(
+        run(&coordinator, request("key", action)).await,
+        Outcome::Written
+    ));
+    let getex = || Action::Update(Change::Command(Bytes::from_static(b"GETEX key EX 100\r\n")));
+    let requests = (0..24).map(|_| request("key", getex())).collect();
+    for outcome in coordinator.run(requests).await.outcomes {
+        let Outcome::Updated(Reply::Bulk(value)) = outcome else {
+            panic!("{outcome:?}")
+        };
+        assert!(value == long);
+    }
+}

@@ -134,18 +134,27 @@ impl Updater {
                 .into_iter()
                 .map(|pending| (pending.change, pending.tell))
                 .unzip();
-            let mut results = match self.carry_out(&key, changes).await {
-                Ok(replies) if replies.len() == tells.len() => {
-                    replies.into_iter().map(Ok).collect()
-                }
+            let results = match self.carry_out(&key, changes.clone()).await {
+                Ok(results) if results.len() <= tells.len() => results,
                 Ok(_) => vec![Err(UpdateError::AnswerLost); tells.len()],
                 Err(error) => vec![Err(error); tells.len()],
             };
-            for (tell, result) in tells.into_iter().zip(results.drain(..)) {
+            let mut pending = changes.into_iter().zip(tells);
+            for (result, (_, tell)) in results.into_iter().zip(pending.by_ref()) {
                 // The client may be gone.
                 let _gone = tell.send(result);
             }
+            self.put_back(&key, pending.map(|(change, tell)| Pending { change, tell }));
         }
+    }
+
+    /// Updates that were not begun, because the replies to those before them are long: they go with
+    /// the next ones, under a new number, before what came later.
+    fn put_back(&self, key: &Bytes, rest: impl DoubleEndedIterator<Item = Pending>) {
+        let mut keys = self.keys();
+        // It is open for as long as this task works it off.
+        let queue = keys.entry(key.clone()).or_default();
+        rest.rev().for_each(|pending| queue.push_front(pending));
     }
 
     /// What has gathered for a key; if nothing has, its queue is closed.
@@ -177,11 +186,7 @@ impl Updater {
     }
 
     /// Has changes made together, by whichever home can.
-    async fn carry_out(
-        &self,
-        key: &Bytes,
-        changes: Vec<Change>,
-    ) -> Result<Vec<Reply>, UpdateError> {
+    async fn carry_out(&self, key: &Bytes, changes: Vec<Change>) -> Result<Results, UpdateError> {
         let parts = &self.0.parts;
         let deadline = parts.env.clock.monotonic() + parts.timeout;
         let mut attempt = Attempt {
@@ -412,9 +417,12 @@ struct Attempt {
     not_made: QuorumNotMet,
 }
 
+/// What became of the first of some updates, at least one: the others were not begun.
+type Results = Vec<Result<Reply, UpdateError>>;
+
 /// What follows from what a home has answered.
 enum Judged {
-    Over(Result<Vec<Reply>, UpdateError>),
+    Over(Result<Results, UpdateError>),
     SameAgain,
     Next,
 }
@@ -423,9 +431,13 @@ impl Attempt {
     /// What follows from an answer.
     fn judge(&mut self, asked: Asked, renewed: impl FnOnce() -> HlcTime) -> Judged {
         match asked {
-            Asked::Told(Updated::Made(Some(replies))) => return Judged::Over(Ok(replies)),
-            Asked::Told(Updated::Made(None)) => {
-                return Judged::Over(Err(UpdateError::AnswerLost));
+            Asked::Told(Updated::Made(replies)) if !replies.is_empty() => {
+                return Judged::Over(Ok(replies.into_iter().map(Ok).collect()));
+            }
+            Asked::Told(Updated::Lost(count @ 1..)) => {
+                let count = usize::try_from(count).unwrap_or(usize::MAX);
+                let count = count.min(self.updates.changes.len());
+                return Judged::Over(Ok(vec![Err(UpdateError::AnswerLost); count]));
             }
             Asked::Told(Updated::NotMade(why)) => {
                 self.not_made = why;
@@ -439,7 +451,8 @@ impl Attempt {
                 }
             }
             Asked::Told(Updated::TooOld) => return Judged::Over(Err(UpdateError::Uncertain)),
-            Asked::Told(Updated::Unknown) | Asked::Silent => {
+            // No home answers that none was made and no other outcome: as good as no answer.
+            Asked::Told(Updated::Made(_) | Updated::Lost(_) | Updated::Unknown) | Asked::Silent => {
                 self.updates.is_open = true;
                 // What has made one home silent is not given to the next one.
                 if self.updates.changes.iter().any(Change::is_script) {

@@ -490,7 +490,7 @@ impl Proposer {
     fn count(&self, updates: &Updates, updated: &Updated) {
         let stats = &self.0.stats;
         let counter = match updated {
-            Updated::Made(_) => &stats.made,
+            Updated::Made(_) | Updated::Lost(_) => &stats.made,
             Updated::NotMade(_) => &stats.not_made,
             Updated::Unknown => &stats.uncertain,
             Updated::TooOld => return,

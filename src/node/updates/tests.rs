@@ -155,7 +155,7 @@ impl World {
             return;
         }
         match updated {
-            Updated::Made(_) => {
+            Updated::Made(_) | Updated::Lost(_) => {
                 self.acknowledged.push(updates.id);
                 self.go_on(number);
             }

@@ -30,6 +30,8 @@ struct Made {
     sequence: u64,
     /// When they were made.
     at: HlcTime,
+    /// How many of them were made: the others did not fit in with what was told.
+    count: u32,
     /// What was told, if it is short.
     replies: Option<Vec<Reply>>,
 }
@@ -39,8 +41,10 @@ struct Made {
 pub(super) enum Verdict {
     /// They are not in the state, and were not in one before it.
     NotMade,
-    /// They are; what was told, if it is still known.
-    Made(Option<Vec<Reply>>),
+    /// They are, as many as there are replies.
+    Made(Vec<Reply>),
+    /// So many of them are; what was told is no longer known.
+    Lost(u32),
     /// They may have been in a state before it.
     Unknown,
 }
@@ -88,7 +92,10 @@ impl Lineage {
     pub(super) fn verdict(&self, id: UpdateId, begun: HlcTime) -> Verdict {
         let of_coordinator = |made: &&Made| made.coordinator == id.coordinator;
         match self.made.iter().find(of_coordinator) {
-            Some(made) if made.sequence == id.sequence => Verdict::Made(made.replies.clone()),
+            Some(made) if made.sequence == id.sequence => match &made.replies {
+                Some(replies) => Verdict::Made(replies.clone()),
+                None => Verdict::Lost(made.count),
+            },
             Some(made) if made.sequence < id.sequence => Verdict::NotMade,
             // The coordinator has gone on: nobody waits for these.
             Some(_) => Verdict::Unknown,
@@ -108,6 +115,7 @@ impl Lineage {
             coordinator: id.coordinator,
             sequence: id.sequence,
             at,
+            count: u32::try_from(replies.len()).unwrap_or(u32::MAX),
             replies: (bytes(replies) <= REPLIES_BYTES_MAX).then(|| replies.to_vec()),
         });
         // That they are made stays known; what was told of the oldest goes first.
@@ -149,7 +157,7 @@ mod tests {
         assert_eq!(lineage.verdict(id(1, 1), HlcTime(5)), Verdict::Unknown);
         lineage.add(id(1, 7), HlcTime(8), &[Reply::Integer(3)]);
         let lineage = Lineage::decode(&lineage.encode(), HlcTime(99));
-        let made = Verdict::Made(Some(vec![Reply::Integer(3)]));
+        let made = Verdict::Made(vec![Reply::Integer(3)]);
         assert_eq!(lineage.verdict(id(1, 7), HlcTime(1)), made);
         assert_eq!(lineage.verdict(id(1, 8), HlcTime(1)), Verdict::NotMade);
         assert_eq!(lineage.verdict(id(1, 6), HlcTime(9)), Verdict::Unknown);
@@ -164,7 +172,7 @@ mod tests {
         }
         assert_eq!(lineage.verdict(id(0, 1), HlcTime(9)), Verdict::Unknown);
         assert_eq!(lineage.verdict(id(0, 2), HlcTime(14)), Verdict::NotMade);
-        let made = Verdict::Made(Some(vec![Reply::Ok]));
+        let made = Verdict::Made(vec![Reply::Ok]);
         assert_eq!(lineage.verdict(id(19, 1), HlcTime(0)), made);
     }
 
@@ -181,8 +189,8 @@ mod tests {
         }
         assert!(lineage.encode().len() < 2 * REPLIES_BYTES_MAX);
         // What was told of the first is lost; that they are made is not.
-        assert_eq!(lineage.verdict(id(0, 1), HlcTime(5)), Verdict::Made(None));
-        let made = Verdict::Made(Some(vec![reply]));
+        assert_eq!(lineage.verdict(id(0, 1), HlcTime(5)), Verdict::Lost(1));
+        let made = Verdict::Made(vec![reply]);
         assert_eq!(lineage.verdict(id(14, 1), HlcTime(5)), made);
         assert_eq!(lineage.verdict(id(15, 1), HlcTime(5)), made);
     }
@@ -192,7 +200,7 @@ mod tests {
         let mut lineage = Lineage::default();
         let long = Reply::Bulk(vec![b'x'; REPLIES_BYTES_MAX].into());
         lineage.add(id(1, 1), HlcTime(1), &[long]);
-        assert_eq!(lineage.verdict(id(1, 1), HlcTime(0)), Verdict::Made(None));
+        assert_eq!(lineage.verdict(id(1, 1), HlcTime(0)), Verdict::Lost(1));
         let unread = Lineage::decode(b"\xc1 other", HlcTime(4));
         assert_eq!(unread, Lineage::unknown_until(HlcTime(4)));
     }

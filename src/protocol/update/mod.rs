@@ -43,7 +43,7 @@ use serde::{Deserialize, Serialize};
 use super::{QuorumNotMet, Replicas, count_u8};
 use crate::model::{Body, HlcTime, Millis, Record, Stamp, Version};
 use crate::update::{Change, Context, Limit, Reply, State};
-use crate::wire::Refusal;
+use crate::wire::{RESPONSE_VALUES_BYTES_MAX, Refusal};
 use lineage::Verdict;
 
 /// Updates that one coordinator sent together.
@@ -62,8 +62,11 @@ pub struct Updates {
 /// What became of [`Updates`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Updated {
-    /// They are made; what is told of each. `None`: what was told is no longer known.
-    Made(Option<Vec<Reply>>),
+    /// The first of them are made, as many as there are replies: at least one. The others were not
+    /// begun, because the replies to these are long.
+    Made(Vec<Reply>),
+    /// The first of them are made, so many; what was told is no longer known. The others were not begun.
+    Lost(u32),
     /// They were not made and will not be.
     NotMade(QuorumNotMet),
     /// They may have been made, or still be.
@@ -637,25 +640,34 @@ impl Evaluation {
             limit,
         };
         let mut state = State::of(record, self.now);
-        let mut is_news = false;
+        let (mut is_news, mut room) = (false, REPLIES_BYTES_MAX);
         let outcomes =
             self.of
                 .iter()
                 .map(|updates| match lineage.verdict(updates.id, updates.begun) {
                     Verdict::Made(replies) => Updated::Made(replies),
+                    Verdict::Lost(count) => Updated::Lost(count),
                     Verdict::Unknown if self.has_proposed => Updated::Unknown,
                     Verdict::Unknown => Updated::TooOld,
+                    // An earlier result with them may be decided yet.
+                    Verdict::NotMade if room == 0 && self.has_proposed => Updated::Unknown,
+                    Verdict::NotMade if room == 0 => Updated::refused(Refusal::Busy),
                     Verdict::NotMade => {
                         state.set_changed(false);
-                        let changes = updates.changes.iter();
-                        let replies: Vec<Reply> = changes
-                            .map(|change| change.make(&mut state, context))
-                            .collect();
+                        let mut replies = Vec::new();
+                        for change in &updates.changes {
+                            let reply = change.make(&mut state, context);
+                            room = room.saturating_sub(reply.bytes());
+                            replies.push(reply);
+                            if room == 0 {
+                                break;
+                            }
+                        }
                         if state.is_changed() || self.is_open(updates) {
                             lineage.add(updates.id, self.ballot.hlc, &replies);
                             is_news = true;
                         }
-                        Updated::Made(Some(replies))
+                        Updated::Made(replies)
                     }
                 });
         let outcomes = outcomes.collect();
@@ -722,6 +734,9 @@ fn none<T>(homes: usize) -> Replicas<Option<T>> {
     (0..homes).map(|_| None).collect()
 }
 
+/// When replies have so many bytes, no further update is made together with these: a reply as long as
+/// a value fits into a frame beside them.
+const REPLIES_BYTES_MAX: usize = RESPONSE_VALUES_BYTES_MAX;
 /// Doubled with each round: those who are at it as well get out of step.
 const PAUSE_MIN: Duration = Duration::from_millis(1);
 const DOUBLINGS_MAX: u32 = 5;

@@ -101,7 +101,7 @@ fn only(op: UpdateOp) -> Updated {
 }
 
 fn made(number: i64) -> Updated {
-    Updated::Made(Some(vec![Reply::Integer(number)]))
+    Updated::Made(vec![Reply::Integer(number)])
 }
 
 const fn no_next() -> Option<Version> {
@@ -154,7 +154,7 @@ fn updates_together_are_made_one_after_the_other() {
     op.on_accepted(1, version(20), false);
     op.on_accepted(2, version(20), false);
     let outcomes: Vec<Updated> = op.outcomes().0.into_iter().map(|(_, told)| told).collect();
-    let last = Updated::Made(Some(vec![Reply::Integer(2), Reply::Integer(21)]));
+    let last = Updated::Made(vec![Reply::Integer(2), Reply::Integer(21)]);
     assert_eq!(outcomes, [made(1), made(2), last]);
 }
 
@@ -306,8 +306,8 @@ fn of_transactions_on_what_was_seen_together_the_first_one_is_made() {
     op.on_accepted(0, version(20), false);
     op.on_accepted(1, version(20), false);
     let outcomes: Vec<Updated> = op.outcomes().0.into_iter().map(|(_, told)| told).collect();
-    let first = Updated::Made(Some(vec![Reply::Array(vec![Reply::Integer(2)])]));
-    let second = Updated::Made(Some(vec![Reply::Nil]));
+    let first = Updated::Made(vec![Reply::Array(vec![Reply::Integer(2)])]);
+    let second = Updated::Made(vec![Reply::Nil]);
     assert_eq!(outcomes, [first, second]);
 }
 
@@ -382,7 +382,7 @@ fn what_changes_nothing_is_noted_when_another_home_may_still_make_it() {
     let noted = op.proposal().unwrap().clone();
     op.on_accepted(0, version(20), false);
     op.on_accepted(1, version(20), false);
-    assert_eq!(only(op), Updated::Made(Some(vec![Reply::Nil])));
+    assert_eq!(only(op), Updated::Made(vec![Reply::Nil]));
     // The lock is released by another update, then the first home wakes up.
     let release = Updates {
         id: UpdateId {
@@ -407,7 +407,7 @@ fn what_changes_nothing_is_noted_when_another_home_may_still_make_it() {
     promised(&mut op, 0, version(40), released.clone(), no_next);
     let action = promised(&mut op, 1, version(40), released, no_next);
     assert_eq!(action, Some(UpdateAction::Finished), "nothing is made");
-    assert_eq!(only(op), Updated::Made(Some(vec![Reply::Nil])));
+    assert_eq!(only(op), Updated::Made(vec![Reply::Nil]));
 }
 
 #[test]
@@ -428,11 +428,34 @@ fn what_has_expired_undecided_is_decided_before_anything_depends_on_it() {
     assert_eq!(value(&op), b"-");
     op.on_accepted(0, version(20), false);
     op.on_accepted(1, version(20), false);
-    assert_eq!(only(op), Updated::Made(Some(vec![Reply::Nil])));
+    assert_eq!(only(op), Updated::Made(vec![Reply::Nil]));
     // Where a majority holds it, it is decided.
     let mut op = begun(set(), 20);
     promised(&mut op, 0, version(20), expired.clone(), no_next);
     let action = promised(&mut op, 1, version(20), expired, no_next);
     assert_eq!(action, Some(UpdateAction::Finished));
     assert_eq!(op.unused(), Some(version(20)));
+}
+
+#[test]
+fn no_more_updates_are_made_together_than_their_replies_fit_into_a_frame() {
+    let value = "v".repeat(REPLIES_BYTES_MAX / 2);
+    let held = Promise {
+        record: Some(Record::value(version(5), None, Bytes::from(value))),
+        lineage: Lineage::default(),
+    };
+    let many = updates(1, &["GETEX k PX 9\r\n"; 8]);
+    let mut second = incr(2);
+    second.id.coordinator = NodeTag(8);
+    let mut op = begun(vec![many.clone(), second], 20);
+    promised(&mut op, 0, version(20), held.clone(), no_next);
+    promised(&mut op, 1, version(20), held, no_next);
+    let lineage = op.proposal().unwrap().lineage.clone();
+    op.on_accepted(0, version(20), false);
+    op.on_accepted(1, version(20), false);
+    let outcomes: Vec<Updated> = op.outcomes().0.into_iter().map(|(_, told)| told).collect();
+    assert!(matches!(&outcomes[0], Updated::Made(replies) if replies.len() == 2));
+    assert_eq!(outcomes[1], Updated::refused(Refusal::Busy));
+    // Whoever asks once more learns how many were made.
+    assert_eq!(lineage.verdict(many.id, many.begun), Verdict::Lost(2));
 }
