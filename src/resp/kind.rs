@@ -148,7 +148,8 @@ impl CommandKind {
     }
 
     /// The command of a name in any case.
-    pub(super) fn of(name: &[u8]) -> Option<Self> {
+    #[must_use]
+    pub fn of(name: &[u8]) -> Option<Self> {
         let mut upper = [0; NAME_BYTES_MAX];
         let upper = upper.get_mut(..name.len())?;
         upper.copy_from_slice(name);

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
-use mlua::{Error, Function, Lua, LuaString, MultiValue, Result, Value};
+use mlua::{Error, Lua, LuaString, MultiValue, Result, Value};
 
 use super::limit::{Ended, MEMORY_MAX, Meter};
 use super::pattern::{Capture, Matcher, PatternError, is_plain};
@@ -21,9 +21,17 @@ pub(super) fn install(lua: &Lua, meter: &Rc<Meter>) -> Result<()> {
         string.raw_set(name, lua.create_function(find)?)?;
     }
     let own = Rc::clone(meter);
-    let gsub =
-        move |lua: &Lua, args: (LuaString, LuaString, Value, Option<f64>)| gsub(lua, args, &own);
+    let gsub = move |lua: &Lua, args: (LuaString, LuaString, LuaString, Option<f64>)| {
+        gsub(lua, args, &own)
+    };
     string.raw_set("gsub", lua.create_function(gsub)?)?;
+    let own = Rc::clone(meter);
+    let step = lua.create_function(
+        move |lua, (text, pattern, from): (LuaString, LuaString, usize)| {
+            gsub_step(lua, &text, &pattern, from, &own)
+        },
+    )?;
+    lua.globals().raw_set("__gsub_step", step)?;
     let own = Rc::clone(meter);
     let step = lua.create_function(
         move |lua, (text, pattern, from): (LuaString, LuaString, usize)| {
@@ -204,23 +212,39 @@ fn gmatch_step(
     Ok(found)
 }
 
+/// The next match: where it begins and ends, then what it has captured.
+///
+/// What replaces it is called by the prelude: calls out of here within calls out of here would use up
+/// the stack of the thread.
+fn gsub_step(
+    lua: &Lua,
+    text: &LuaString,
+    pattern: &LuaString,
+    from: usize,
+    meter: &Meter,
+) -> Result<MultiValue> {
+    let (text, pattern) = (text.as_bytes(), pattern.as_bytes());
+    meter.spend_bytes(pattern.len()).map_err(Error::external)?;
+    let mut matcher = Matcher::new(&text, &pattern, meter).anchored();
+    let mut found = MultiValue::new();
+    let Some(all) = matcher.search(from).map_err(broken)? else {
+        return Ok(found);
+    };
+    found.push_back(number(all.0));
+    found.push_back(number(all.1));
+    for index in 0..matcher.level().max(1) {
+        found.push_back(captured(lua, &text, &matcher, index, all)?);
+    }
+    Ok(found)
+}
+
+/// Replaces by a text.
 fn gsub(
     lua: &Lua,
-    (text, pattern, by, times): (LuaString, LuaString, Value, Option<f64>),
+    (text, pattern, by, times): (LuaString, LuaString, LuaString, Option<f64>),
     meter: &Meter,
 ) -> Result<(LuaString, f64)> {
-    let by = match by {
-        Value::Integer(_) | Value::Number(_) => {
-            let text = lua.coerce_string(by)?;
-            Value::String(text.ok_or_else(|| Error::runtime("not a string"))?)
-        }
-        Value::String(_) | Value::Table(_) | Value::Function(_) => by,
-        _ => {
-            return Err(Error::runtime(
-                "bad argument #3 to 'gsub' (string/function/table expected)",
-            ));
-        }
-    };
+    let by = by.as_bytes();
     let (text, pattern) = (text.as_bytes(), pattern.as_bytes());
     meter.spend_bytes(pattern.len()).map_err(Error::external)?;
     let mut matcher = Matcher::new(&text, &pattern, meter).anchored();
@@ -231,7 +255,7 @@ fn gsub(
         let before = out.len();
         if let Some(end) = end {
             count += 1.0;
-            replace(lua, &mut out, (&text, &matcher, (at, end)), &by)?;
+            replace_by(&mut out, (&text, &matcher, (at, end)), &by)?;
         }
         match end {
             Some(end) if end > at => at = end,
@@ -260,45 +284,6 @@ fn fits(out: &[u8], meter: &Meter) -> Result<()> {
         return Err(Error::external(meter.end(Ended::Memory)));
     }
     Ok(())
-}
-
-fn replace(
-    lua: &Lua,
-    out: &mut Vec<u8>,
-    (text, matcher, all): (&[u8], &Matcher<'_>, (usize, usize)),
-    by: &Value,
-) -> Result<()> {
-    let replacement = match by {
-        Value::Table(table) => table.get(captured(lua, text, matcher, 0, all)?)?,
-        Value::Function(function) => {
-            let mut captures = MultiValue::new();
-            for index in 0..matcher.level().max(1) {
-                captures.push_back(captured(lua, text, matcher, index, all)?);
-            }
-            call(function, captures)?
-        }
-        Value::String(by) => return replace_by(out, (text, matcher, all), &by.as_bytes()),
-        _ => Value::Nil,
-    };
-    match replacement {
-        Value::Nil | Value::Boolean(false) => out.extend_from_slice(&text[all.0..all.1]),
-        Value::String(by) => out.extend_from_slice(&by.as_bytes()),
-        Value::Integer(_) | Value::Number(_) => {
-            let by = lua.coerce_string(replacement)?;
-            out.extend_from_slice(&by.map(|by| by.as_bytes().to_vec()).unwrap_or_default());
-        }
-        other => {
-            let kind = other.type_name();
-            return Err(Error::runtime(format!(
-                "invalid replacement value (a {kind})"
-            )));
-        }
-    }
-    Ok(())
-}
-
-fn call(function: &Function, captures: MultiValue) -> Result<Value> {
-    function.call(captures)
 }
 
 fn replace_by(

@@ -13,6 +13,12 @@ pub trait Watch: Debug + Send + Sync {
 
     /// Whether somebody wants it to end (`SCRIPT KILL`).
     fn is_killed(&self) -> bool;
+
+    /// A script of the work begins.
+    fn on_begin(&self) {}
+
+    /// The script has ended.
+    fn on_end(&self) {}
 }
 
 /// What the scripts of one batch may take together, and each of them alone.
@@ -84,7 +90,11 @@ impl Limit {
             steps: Cell::new(0),
             next_check: Cell::new(STEPS_A_CHECK),
             ended: Cell::new(None),
+            last_lap: Cell::new(Duration::ZERO),
         };
+        if let Some(watch) = &meter.watch {
+            watch.on_begin();
+        }
         meter.check()?;
         if meter.steps_max == 0 || meter.begun >= self.script_max.saturating_mul(BATCH_SCRIPTS) {
             return Err(Ended::Batch);
@@ -125,6 +135,7 @@ pub(super) struct Meter {
     steps: Cell<u64>,
     next_check: Cell<u64>,
     ended: Cell<Option<Ended>>,
+    last_lap: Cell<Duration>,
 }
 
 impl Meter {
@@ -167,6 +178,15 @@ impl Meter {
         Ok(())
     }
 
+    /// For how long it has run since the last call of this; nothing without a watch.
+    pub(super) fn lap(&self) -> Duration {
+        let now = self
+            .watch
+            .as_ref()
+            .map_or(Duration::ZERO, |watch| watch.elapsed());
+        now.saturating_sub(self.last_lap.replace(now))
+    }
+
     /// It has come to its end; nothing makes it go on.
     pub(super) fn end(&self, why: Ended) -> Ended {
         self.ended.set(Some(why));
@@ -176,6 +196,14 @@ impl Meter {
     /// Why it has ended, if it has.
     pub(super) const fn ended(&self) -> Option<Ended> {
         self.ended.get()
+    }
+}
+
+impl Drop for Meter {
+    fn drop(&mut self) {
+        if let Some(watch) = &self.watch {
+            watch.on_end();
+        }
     }
 }
 

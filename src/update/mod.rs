@@ -5,6 +5,9 @@
 
 mod apply;
 mod hash;
+#[cfg(test)]
+#[cfg(feature = "scripts")]
+mod hostile_tests;
 #[cfg(feature = "scripts")]
 mod json;
 #[cfg(feature = "scripts")]
@@ -16,7 +19,8 @@ mod pattern;
 mod reply;
 #[cfg(feature = "scripts")]
 mod script;
-#[cfg(all(test, feature = "scripts"))]
+#[cfg(test)]
+#[cfg(feature = "scripts")]
 mod tests;
 
 use bytes::Bytes;

@@ -6,6 +6,8 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::sync::OnceLock;
+use std::time::Duration;
 
 use bytes::Bytes;
 use mlua::chunk::ChunkMode;
@@ -88,9 +90,93 @@ fn new_machine(meter: &Rc<Meter>) -> mlua::Result<Lua> {
     globals.raw_set("cjson", json::library(&lua, meter)?)?;
     library::install(&lua, meter)?;
     let own = Rc::clone(meter);
-    let is_spent = lua.create_function(move |_, ()| Ok(own.ended().is_some()))?;
-    globals.raw_set("__is_spent", is_spent)?;
+    let caught = lua.create_function(move |lua, why: Value| caught(lua, why, &own))?;
+    globals.raw_set("__caught", caught)?;
+    let raise = lua.create_function(|_, text: mlua::LuaString| {
+        let text = text.to_string_lossy();
+        Err::<(), _>(Error::external(Raised(text, None)))
+    })?;
+    globals.raw_set("__raise", raise)?;
     Ok(lua)
+}
+
+/// What a script sees of an error that it catches.
+fn caught(lua: &Lua, why: Value, meter: &Meter) -> mlua::Result<Value> {
+    if let Some(ended) = meter.ended() {
+        return Err(Error::external(ended));
+    }
+    match why {
+        Value::Error(error) => match root(&error).downcast_ref::<Raised>() {
+            // As in Redis 7.
+            Some(Raised(text, _)) => {
+                let table = lua.create_table()?;
+                table.raw_set("err", text.as_str())?;
+                Ok(Value::Table(table))
+            }
+            None => Ok(Value::String(lua.create_string(line(root(&error)))?)),
+        },
+        Value::String(text) => {
+            let bytes = text.as_bytes();
+            let rest = without_prelude(&bytes);
+            Ok(Value::String(lua.create_string(rest)?))
+        }
+        other => Ok(other),
+    }
+}
+
+/// A message without the place in the prelude that raised it, which says nothing to a script.
+fn without_prelude(text: &[u8]) -> &[u8] {
+    let rest = text.strip_prefix(b"prelude:").and_then(|rest| {
+        let digits = rest.iter().take_while(|byte| byte.is_ascii_digit());
+        rest[digits.count()..].strip_prefix(b": ")
+    });
+    rest.unwrap_or(text)
+}
+
+/// Has the steps of a script counted, `every` so many of them.
+///
+/// What takes long in few steps (a long text is compared, a long chain of a table is searched) is looked
+/// at more often, and so is what has much memory.
+fn count_steps(lua: &Lua, meter: &Rc<Meter>, every: u32) -> mlua::Result<()> {
+    let own = Rc::clone(meter);
+    lua.set_global_hook(
+        HookTriggers::new().every_nth_instruction(every),
+        move |lua, _| {
+            let spent = own.spend(u64::from(every)).and_then(|()| own.check());
+            spent.map_err(Error::external)?;
+            let slowly = own.lap();
+            let large = u32::try_from(lua.used_memory() / MEMORY_SMALL).unwrap_or(u32::MAX);
+            let most = (STEPS_A_LOOK / large.max(1)).max(1);
+            let next = if slowly > LAP_MAX {
+                every / 8
+            } else {
+                every.saturating_mul(2)
+            };
+            let next = next.clamp(1, most);
+            if next != every {
+                count_steps(lua, &own, next)?;
+            }
+            Ok(VmState::Continue)
+        },
+    )
+}
+
+/// The prelude as Lua has compiled it, once for all machines.
+fn prelude(lua: &Lua) -> mlua::Result<Function> {
+    static COMPILED: OnceLock<Vec<u8>> = OnceLock::new();
+    let load = |code: &[u8], mode| {
+        let chunk = lua.load(code).set_name("=prelude");
+        chunk.set_mode(mode).into_function()
+    };
+    if let Some(code) = COMPILED.get() {
+        return load(code, ChunkMode::Binary);
+    }
+    let prelude = load(PRELUDE.as_bytes(), ChunkMode::Text)?;
+    let code = prelude.dump(false);
+    if !code.is_empty() {
+        let _another_was_first = COMPILED.set(code);
+    }
+    Ok(prelude)
 }
 
 /// Runs a script in a machine.
@@ -100,8 +186,7 @@ fn run_in(
     state: &mut State,
     (context, meter): (Context<'_>, &Rc<Meter>),
 ) -> mlua::Result<Reply> {
-    let prelude = lua.load(PRELUDE).set_name("=prelude");
-    let seal: Function = prelude.set_mode(ChunkMode::Text).eval()?;
+    let (seal, main): (Function, Function) = prelude(lua)?.call(())?;
     // Never precompiled code: it could do anything to this process.
     let chunk = lua.load(script.source).set_name("=user_script");
     let function = match chunk.set_mode(ChunkMode::Text).into_function() {
@@ -115,22 +200,20 @@ fn run_in(
             return Ok(Reply::Error(text));
         }
     };
-    let own = Rc::clone(meter);
-    lua.set_global_hook(
-        HookTriggers::new().every_nth_instruction(STEPS_A_LOOK),
-        move |_, _| {
-            let spent = own
-                .spend(u64::from(STEPS_A_LOOK))
-                .and_then(|()| own.check());
-            spent.map(|()| VmState::Continue).map_err(Error::external)
-        },
-    )?;
-    call(lua, (&function, &seal), script, state, (context, meter))
+    count_steps(lua, meter, STEPS_A_LOOK)?;
+    meter.lap();
+    call(
+        lua,
+        (&function, &seal, &main),
+        script,
+        state,
+        (context, meter),
+    )
 }
 
 fn call(
     lua: &Lua,
-    (function, seal): (&Function, &Function),
+    (function, seal, main): (&Function, &Function, &Function),
     script: Script<'_>,
     state: &mut State,
     (context, meter): (Context<'_>, &Rc<Meter>),
@@ -150,7 +233,7 @@ fn call(
     };
     lua.scope(|scope| {
         let call = scope.create_function(|lua, words: MultiValue| match carry_out(words)? {
-            Reply::Error(text) => Err(Error::external(Raised(text, lua_line(lua)))),
+            Reply::Error(text) => Err(Error::external(Raised(text, Some(lua_line(lua))))),
             reply => from_reply(lua, &reply, meter),
         })?;
         let pcall = scope
@@ -163,7 +246,7 @@ fn call(
         calls.raw_set("pcall", pcall)?;
         seal.call::<()>((&environment, calls))?;
         function.set_environment(environment)?;
-        let value: Value = function.call(())?;
+        let value: Value = main.call(function)?;
         to_reply(&value, DEPTH_MAX, (context, meter))
     })
 }
@@ -222,7 +305,7 @@ fn command(
     Ok(parse_words(&args, |parsed| match parsed {
         Ok(Command::Data(kind, command)) => {
             if script.is_read_only && kind.is_write() {
-                return error("ERR Write commands are not allowed from read-only scripts.");
+                return error(READ_ONLY);
             }
             if matches!(kind, CommandKind::Eval | CommandKind::EvalRo) {
                 return error("ERR This Redis command is not allowed from script");
@@ -243,8 +326,15 @@ fn command(
         Err(why) if why.is_arity() => {
             error("ERR Wrong number of args calling Redis command from script")
         }
+        Err(_) if script.is_read_only && is_write(args.first()) => error(READ_ONLY),
         Err(why) => Reply::Error(why.to_string()),
     }))
+}
+
+/// Whether the command of a name may change what a key holds.
+fn is_write(name: Option<&Bytes>) -> bool {
+    let kind = name.and_then(|name| CommandKind::of(name));
+    kind.is_some_and(CommandKind::is_write)
 }
 
 /// As `%.17g` would write it.
@@ -338,10 +428,10 @@ fn to_reply(
     })
 }
 
-/// An error that a command of the script told, and in which line.
+/// An error that a command of the script replied, and in which line if that is known.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-struct Raised(String, usize);
+struct Raised(String, Option<usize>);
 
 fn lua_line(lua: &Lua) -> usize {
     let line = lua.inspect_stack(1, |debug| debug.current_line());
@@ -358,10 +448,23 @@ fn root(error: &Error) -> &Error {
 
 fn error_text(error: &Error, name: &str) -> String {
     let root = root(error);
-    if let Some(Raised(text, at)) = root.downcast_ref::<Raised>() {
-        return format!("{text} script: {name}, on @user_script:{at}.");
+    let at = |line: Option<usize>| line.map_or(String::new(), |line| format!(":{line}"));
+    if let Some(Raised(text, line)) = root.downcast_ref::<Raised>() {
+        return format!("{text} script: {name}, on @user_script{}.", at(*line));
     }
-    format!("ERR {} script: {name}, on @user_script.", line(root))
+    let text = line(root);
+    // The first line of a script that the message, or the trace behind it, names.
+    let whole = error.to_string();
+    let line = whole.split("user_script:").skip(1).find_map(|rest| {
+        let end = rest.find(|letter: char| !letter.is_ascii_digit())?;
+        rest.get(..end)?.parse().ok()
+    });
+    let place = match line {
+        Some(line) if !text.starts_with("user_script:") => format!("user_script:{line}: "),
+        _ => String::new(),
+    };
+    let at = at(line);
+    format!("ERR {place}{text} script: {name}, on @user_script{at}.")
 }
 
 /// The first line of an error.
@@ -372,14 +475,18 @@ fn line(error: &Error) -> String {
         .get(..text.floor_char_boundary(ERROR_BYTES_MAX))
         .unwrap_or_default();
     let text = text.strip_prefix("runtime error: ").unwrap_or(text);
-    text.strip_prefix("syntax error: ")
-        .unwrap_or(text)
-        .to_owned()
+    let text = text.strip_prefix("syntax error: ").unwrap_or(text);
+    String::from_utf8_lossy(without_prelude(text.as_bytes())).into_owned()
 }
 
+const READ_ONLY: &str = "ERR Write commands are not allowed from read-only scripts.";
 const PRELUDE: &str = include_str!("prelude.lua");
 /// So few that a script which only does what is slow (to join long texts) is ended in time.
-const STEPS_A_LOOK: u32 = 100;
+const STEPS_A_LOOK: u32 = 32;
+/// What takes longer between two looks is looked at more often.
+const LAP_MAX: Duration = Duration::from_micros(500);
+/// With so much memory no step takes long.
+const MEMORY_SMALL: usize = 1024 * 1024;
 /// Lua compiles without being interrupted; scripts of frameworks have some ten thousand.
 const SOURCE_BYTES_MAX: usize = 64 * 1024;
 /// Of what a script says of its error.
@@ -514,7 +621,10 @@ mod tests {
     #[test]
     fn scripts_cannot_harm_others() {
         for (source, part) in [
-            ("x = 1", "attempted to create global variable 'x'"),
+            (
+                "x = 1",
+                "ERR user_script:1: Attempt to modify a readonly table script: ",
+            ),
             ("return os.time()", "nonexistent global variable 'os'"),
             ("return io", "nonexistent global variable 'io'"),
             (
@@ -580,6 +690,29 @@ mod tests {
     }
 
     #[test]
+    fn errors_name_their_line_as_in_redis() {
+        for (source, part) in [
+            ("\n_G.x = 1", ", on @user_script:2."),
+            ("error({err='MY own'})", "MY own script: "),
+            (
+                "local ok, e = pcall(redis.call, 'nosuch') error(e)",
+                "ERR Unknown Redis command",
+            ),
+            (
+                "return select(2, pcall(redis.call, 'nosuch'))",
+                "ERR Unknown Redis command",
+            ),
+            ("string.rep()", "ERR user_script:1: bad argument"),
+        ] {
+            let reply = eval(source);
+            assert!(
+                matches!(&reply, Reply::Error(text) if text.contains(part)),
+                "{source}: {reply:?}"
+            );
+        }
+    }
+
+    #[test]
     fn what_a_script_has_done_before_its_error_stays_as_in_redis() {
         let mut state = State::default();
         let source = "redis.call('set', KEYS[1], 'v') error('later')";
@@ -587,6 +720,10 @@ mod tests {
         assert!(matches!(told, Reply::Error(_)));
         assert_eq!(state.held().map(|held| &held.value[..]), Some(&b"v"[..]));
         let source = "return redis.call('set', KEYS[1], 'w')";
+        let told = eval_on(&mut state, &["EVAL_RO", source, "1", "k"]);
+        assert!(matches!(told, Reply::Error(text) if text.contains("read-only")));
+        // Before the mistake in its arguments.
+        let source = "return redis.call('set', KEYS[1], 'w', 'NX', 'XX')";
         let told = eval_on(&mut state, &["EVAL_RO", source, "1", "k"]);
         assert!(matches!(told, Reply::Error(text) if text.contains("read-only")));
     }

@@ -88,6 +88,7 @@ fn precompiled_code_is_no_script() {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a table of scripts")]
 fn what_a_script_takes_is_bounded() {
     for (source, part) in [
         // 100 GB.
@@ -285,6 +286,18 @@ fn tables_are_worked_on_as_in_lua() {
         (
             "return (string.gsub('abc','b',function(c) return c:upper() end))",
             "aBc",
+        ),
+        (
+            "return (string.gsub('abc','x*',function() return '-' end))",
+            "-a-b-c-",
+        ),
+        (
+            "return (string.gsub('abab','^(a)b',function(a) return a..1 end))",
+            "a1ab",
+        ),
+        (
+            "local s, n = string.gsub('a b c','%a',{a=1,b=false},2) return s..n",
+            "1 b c2",
         ),
         (
             "return cjson.encode({1,2.5,'a/b',{}})",
