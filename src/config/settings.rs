@@ -355,7 +355,7 @@ pub(super) fn is_reloadable(key: &str) -> bool {
     RELOADABLE.contains(&key)
 }
 
-pub(super) const RELOADABLE: [&str; 22] = [
+pub(super) const RELOADABLE: [&str; 23] = [
     "ca_file",
     "cert_file",
     "key_file",
@@ -378,4 +378,5 @@ pub(super) const RELOADABLE: [&str; 22] = [
     "log",
     "slowlog_threshold",
     "slowlog_keys",
+    "script_timeout",
 ];

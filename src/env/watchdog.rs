@@ -28,15 +28,14 @@ impl Watchdog {
         self.0.script_max_us.store(us, Ordering::Relaxed);
     }
 
-    /// What a batch of updates may take from now on. Its scripts count as running until it is dropped.
+    /// What a batch of updates may take from now on.
     #[must_use]
     pub fn limit(&self, clock: &Arc<dyn Clock>) -> Limit {
-        self.0.running.fetch_add(1, Ordering::Relaxed);
         let running = Running {
             watchdog: Arc::clone(&self.0),
             clock: Arc::clone(clock),
             begun: clock.monotonic(),
-            kills: self.0.kills.load(Ordering::Relaxed),
+            kills: AtomicU64::new(0),
         };
         let script_max = Duration::from_micros(self.0.script_max_us.load(Ordering::Relaxed));
         Limit::watched(Arc::new(running), script_max)
@@ -45,8 +44,11 @@ impl Watchdog {
     /// Ends all scripts that run; whether there were any. What they did is not applied.
     #[must_use]
     pub fn kill(&self) -> bool {
-        self.0.kills.fetch_add(1, Ordering::Relaxed);
-        self.0.running.load(Ordering::Relaxed) > 0
+        let is_any = self.0.running.load(Ordering::Relaxed) > 0;
+        if is_any {
+            self.0.kills.fetch_add(1, Ordering::Relaxed);
+        }
+        is_any
     }
 }
 
@@ -65,7 +67,8 @@ struct Running {
     watchdog: Arc<Inner>,
     clock: Arc<dyn Clock>,
     begun: Instant,
-    kills: u64,
+    /// How many kills there had been when its script began.
+    kills: AtomicU64,
 }
 
 impl Watch for Running {
@@ -74,12 +77,17 @@ impl Watch for Running {
     }
 
     fn is_killed(&self) -> bool {
-        self.watchdog.kills.load(Ordering::Relaxed) != self.kills
+        let kills = self.watchdog.kills.load(Ordering::Relaxed);
+        kills != self.kills.load(Ordering::Relaxed)
     }
-}
 
-impl Drop for Running {
-    fn drop(&mut self) {
+    fn on_begin(&self) {
+        self.watchdog.running.fetch_add(1, Ordering::Relaxed);
+        let kills = self.watchdog.kills.load(Ordering::Relaxed);
+        self.kills.store(kills, Ordering::Relaxed);
+    }
+
+    fn on_end(&self) {
         self.watchdog.running.fetch_sub(1, Ordering::Relaxed);
     }
 }
@@ -97,10 +105,22 @@ mod tests {
         let watchdog = Watchdog::default();
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         assert!(!watchdog.kill(), "nothing runs");
-        let limit = watchdog.limit(&clock);
+        let _batch = watchdog.limit(&clock);
+        assert!(!watchdog.kill(), "a batch without a script runs");
+        let running = Running {
+            watchdog: Arc::clone(&watchdog.0),
+            clock: Arc::clone(&clock),
+            begun: clock.monotonic(),
+            kills: AtomicU64::new(0),
+        };
+        running.on_begin();
+        assert!(!running.is_killed());
         assert!(watchdog.kill());
-        assert!(format!("{limit:?}").contains("kills: 1"));
-        drop(limit);
+        assert!(running.is_killed());
+        running.on_end();
         assert!(!watchdog.kill(), "it runs no more");
+        running.on_begin();
+        assert!(!running.is_killed(), "the next script of the batch");
+        running.on_end();
     }
 }

@@ -183,6 +183,8 @@ impl Node {
             .handoff
             .set_replay_pace(next.hint_replay_bytes_per_s.0);
         self.status.anti_entropy.set_pace(next.repair_bytes_per_s.0);
+        let watchdog = self.env.tasks.watchdog();
+        watchdog.set_script_max(next.script_timeout);
         self.settings = next;
         self.trust.follow(trust);
         for (key, is_reloadable) in changes {
