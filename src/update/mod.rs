@@ -12,6 +12,10 @@ mod hostile_tests;
 mod json;
 #[cfg(feature = "scripts")]
 mod library;
+#[cfg_attr(
+    not(feature = "scripts"),
+    expect(dead_code, reason = "scripts alone are limited")
+)]
 mod limit;
 mod number;
 #[cfg(feature = "scripts")]
