@@ -64,13 +64,18 @@ impl Batch {
     }
 
     /// Whether what supersedes a write may have been written after that one was answered: then it
-    /// is to stay. What a fast clock has stamped before is ahead of this node's wall clock.
+    /// is to stay. What a fast clock has stamped before is ahead of this node's wall clock. A write that
+    /// was flushed after it was answered is over: a newer version would bring it back.
     fn may_be_later(&self, state: &State, item: usize, past: Version) -> bool {
-        let is_answered = matches!(
-            &state.items[item].operation,
-            Op::Write { op, .. } if op.outcome().is_some()
-        );
-        is_answered && past.hlc.millis() <= self.now()
+        let item = &state.items[item];
+        let Op::Write { op, .. } = &item.operation else {
+            return false;
+        };
+        let is_flushed = || {
+            let flushed = self.shared.replica.flush_of(&item.key);
+            flushed.is_some_and(|up_to| op.version() <= up_to)
+        };
+        op.outcome().is_some() && (past.hlc.millis() <= self.now() || is_flushed())
     }
 
     /// Stamps a superseded write anew and sends it to all homes.
