@@ -11,7 +11,7 @@ use quorate::net::{Lane, PeerService};
 use quorate::protocol::Lineage;
 use quorate::wire::{
     Answer, FrameReader, LENGTH_BYTES, Operation, RequestHeader, ResponseHeader, WireProposal,
-    WireRecord, encode, finish_frame, from_wire, split_frame, start_frame,
+    WireRecord, WireUpdates, encode, finish_frame, from_wire, split_frame, start_frame,
 };
 use serde_bytes::Bytes as ByteSlice;
 use tokio::time::Instant;
@@ -76,6 +76,14 @@ pub(crate) enum Breakage {
     ApplyTwice,
     /// A repair that was refused because of a promise counts as done.
     PromisedIsRepaired,
+    /// What frames carry of flushes is lost.
+    FlushesUnread,
+    /// A home does not learn that another one may still make an update.
+    OpenIsClosed,
+    /// A home takes a state that was made of another one than it holds.
+    BaseIgnored,
+    /// A home that holds an older state than the proposer's expired one is taken to hold that as well.
+    ExpiredIsDecided,
 }
 
 impl Breakage {
@@ -98,10 +106,14 @@ impl Breakage {
     ];
 
     /// Those that only a mix of levels, updates, expiry and flushes shows.
-    pub(crate) const OF_MIX: [Self; 3] = [
+    pub(crate) const OF_MIX: [Self; 7] = [
         Self::ApplyTwice,
         Self::ForgetPromise,
         Self::PromisedIsRepaired,
+        Self::FlushesUnread,
+        Self::OpenIsClosed,
+        Self::BaseIgnored,
+        Self::ExpiredIsDecided,
     ];
 
     /// Those of requests and hints.
@@ -194,6 +206,51 @@ pub(crate) fn made_up(request: &Bytes) -> Option<Bytes> {
     Some(response(&header, None, true, header.clock, &answers))
 }
 
+/// What arrives of a request.
+pub(crate) fn broken_request(breakage: Breakage, request: &Bytes) -> Bytes {
+    if !matches!(breakage, Breakage::FlushesUnread | Breakage::OpenIsClosed) {
+        return request.clone();
+    }
+    let (header, operations) = parse(request);
+    let flushes = header
+        .flushes
+        .filter(|_| breakage != Breakage::FlushesUnread);
+    let mut out = Vec::new();
+    let start = start_frame(&RequestHeader { flushes, ..header }, &mut out);
+    for operation in operations {
+        let operation = match operation {
+            Operation::Update(key, updates) if breakage == Breakage::OpenIsClosed => {
+                let is_open = false;
+                Operation::Update(key, WireUpdates { is_open, ..updates })
+            }
+            operation => operation,
+        };
+        encode(&operation, &mut out);
+    }
+    finish_frame(start, &mut out);
+    Bytes::from(out).slice(LENGTH_BYTES..)
+}
+
+/// What arrives of a response.
+pub(crate) fn broken_response(breakage: Breakage, response: Bytes) -> Bytes {
+    if breakage != Breakage::FlushesUnread {
+        return response;
+    }
+    let mut reader = FrameReader::new(&response);
+    let header: ResponseHeader<'_> = reader.read().expect("a well-formed response");
+    let mut out = Vec::new();
+    let start = start_frame(
+        &ResponseHeader {
+            flushes: None,
+            ..header
+        },
+        &mut out,
+    );
+    out.extend_from_slice(&response[encoded(&header).len()..]);
+    finish_frame(start, &mut out);
+    Bytes::from(out).slice(LENGTH_BYTES..)
+}
+
 /// Serves a request the broken way.
 pub(crate) fn broken_serve(
     breakage: Breakage,
@@ -276,54 +333,6 @@ fn serve_one(
                 _ => pass(operation),
             }
         }
-        (Breakage::ForgetPromise, Operation::Promise(key, ..)) => {
-            promised(pass(Operation::Read(key)), None)
-        }
-        (Breakage::ApplyTwice, Operation::Promise(..)) => {
-            let served = pass(operation);
-            let nothing_made = Lineage::default().encode();
-            match FrameReader::new(&served.answer).read() {
-                Ok(Answer::Promise(Some(record), ..)) => {
-                    let lineage = Some(ByteSlice::new(&nothing_made));
-                    let answer = encoded(&Answer::Promise(Some(record), lineage, (0, 0)));
-                    Served { answer, ..served }
-                }
-                _ => served,
-            }
-        }
-        (Breakage::AdoptOlder, Operation::Promise(key, ..)) => {
-            let served = pass(operation);
-            network.older((to, key.to_vec()), served)
-        }
-        (Breakage::AcceptBelow, Operation::Accept(key, proposal, ring)) => {
-            let served = pass(operation);
-            let Ok(Answer::Outbid(by)) = FrameReader::new(&served.answer).read() else {
-                return served;
-            };
-            let record = RecordRef::from(proposal.record);
-            let version = Version {
-                hlc: HlcTime(from_wire(by).hlc.0 + 1),
-                ..record.version
-            };
-            let expiry = quorate::model::Expiry {
-                version,
-                at: record.expiry.at,
-            };
-            let record = RecordRef {
-                version,
-                expiry,
-                ..record
-            };
-            let proposal = WireProposal::new(record, proposal.lineage, None);
-            pass(Operation::Accept(key, proposal, ring))
-        }
-        (Breakage::PromisedIsRepaired, Operation::Write(..)) => {
-            let served = pass(operation);
-            match FrameReader::new(&served.answer).read() {
-                Ok(Answer::Promised(_)) => Served::acknowledged(header),
-                _ => served,
-            }
-        }
         (Breakage::TombstonesUncompared, Operation::Write(_, record))
             if lane == Lane::Bulk && RecordRef::from(record).value.is_none() =>
         {
@@ -383,6 +392,102 @@ fn serve_one(
         (Breakage::ServeFromCache, Operation::Read(key) | Operation::Summary(key)) => {
             let is_whole = matches!(operation, Operation::Read(_));
             network.cached((to, key.to_vec(), is_whole), || pass(operation))
+        }
+        _ => serve_update(
+            breakage,
+            network,
+            Sent { from, to, lane },
+            header,
+            operation,
+            service,
+        ),
+    }
+}
+
+/// The same, of updates.
+fn serve_update(
+    breakage: Breakage,
+    network: &Network,
+    Sent { from, to, .. }: Sent,
+    header: &RequestHeader<'_>,
+    operation: Operation<'_>,
+    service: &Arc<dyn PeerService>,
+) -> Served {
+    let pass = |operation| serve(service, header, operation);
+    match (breakage, operation) {
+        (Breakage::ForgetPromise, Operation::Promise(key, ..)) => {
+            promised(pass(Operation::Read(key)), None)
+        }
+        (Breakage::ApplyTwice, Operation::Promise(..)) => {
+            let served = pass(operation);
+            let nothing_made = Lineage::default().encode();
+            match FrameReader::new(&served.answer).read() {
+                Ok(Answer::Promise(Some(record), ..)) => {
+                    let lineage = Some(ByteSlice::new(&nothing_made));
+                    let answer = encoded(&Answer::Promise(Some(record), lineage, (0, 0)));
+                    Served { answer, ..served }
+                }
+                _ => served,
+            }
+        }
+        (Breakage::AdoptOlder, Operation::Promise(key, ..)) => {
+            let served = pass(operation);
+            network.older((to, key.to_vec()), served)
+        }
+        (Breakage::AcceptBelow, Operation::Accept(key, proposal, ring)) => {
+            let served = pass(operation);
+            let Ok(Answer::Outbid(by)) = FrameReader::new(&served.answer).read() else {
+                return served;
+            };
+            let record = RecordRef::from(proposal.record);
+            let version = Version {
+                hlc: HlcTime(from_wire(by).hlc.0 + 1),
+                ..record.version
+            };
+            let expiry = quorate::model::Expiry {
+                version,
+                at: record.expiry.at,
+            };
+            let record = RecordRef {
+                version,
+                expiry,
+                ..record
+            };
+            let proposal = WireProposal::new(record, proposal.lineage, None);
+            pass(Operation::Accept(key, proposal, ring))
+        }
+        (Breakage::PromisedIsRepaired, Operation::Write(..)) => {
+            let served = pass(operation);
+            match FrameReader::new(&served.answer).read() {
+                Ok(Answer::Promised(_)) => Served::acknowledged(header),
+                _ => served,
+            }
+        }
+        (Breakage::BaseIgnored, Operation::Accept(key, proposal, ring)) => {
+            pass(Operation::Accept(key, proposal.on(None), ring))
+        }
+        (Breakage::ExpiredIsDecided, Operation::Promise(key, ..)) => {
+            let served = pass(operation);
+            let Ok(Answer::Promise(held, ..)) = FrameReader::new(&served.answer).read() else {
+                return served;
+            };
+            let stamp = held.map(|record| RecordRef::from(record).stamp());
+            let Some(own) = network.service(from) else {
+                return served;
+            };
+            let own = serve(&own, header, Operation::Read(key));
+            let is_expired = match FrameReader::new(&own.answer).read() {
+                Ok(Answer::Record(Some(record))) => {
+                    let record = RecordRef::from(record);
+                    let now = header.clock.millis();
+                    Some(record.stamp()) > stamp && record.expiry.at.is_some_and(|at| at <= now)
+                }
+                _ => false,
+            };
+            match is_expired {
+                true => promised(own, None),
+                false => served,
+            }
         }
         _ => pass(operation),
     }

@@ -55,6 +55,12 @@ impl SimClock {
         }
     }
 
+    /// The true time.
+    fn true_wall(&self) -> Millis {
+        let elapsed = i64::try_from(self.started.elapsed().as_millis()).unwrap_or(i64::MAX);
+        Millis(u64::try_from(EPOCH_MS + elapsed).unwrap_or(0))
+    }
+
     /// Steps the clock to this distance from the true time.
     pub(crate) fn set_offset(&self, ms: i64) {
         self.set_drift(0);
@@ -628,6 +634,18 @@ impl Cluster {
             coordinator: running.coordinator.clone(),
             tasks: running.tasks.clone(),
         })
+    }
+
+    /// Whether the clock of a node, or the hybrid one, is further off than others follow.
+    pub(crate) fn is_astray(&self, number: usize) -> bool {
+        let node = &self.nodes[number];
+        let drift_max = u64::try_from(DRIFT_MAX.as_millis()).unwrap_or(u64::MAX);
+        let wall = node.clock.wall();
+        wall.0.abs_diff(node.clock.true_wall().0) > drift_max
+            || node
+                .running
+                .as_ref()
+                .is_some_and(|running| running.replica.clock_ahead(wall).is_some())
     }
 
     pub(crate) fn tag(&self, number: usize) -> NodeTag {

@@ -16,8 +16,8 @@ use quorate::wire::{
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::breakage::{
-    Breakage, Cache, Sent, Served, Told, broken_call, broken_serve, has_to_wait, made_up,
-    stand_in_as_home,
+    Breakage, Cache, Sent, Served, Told, broken_call, broken_request, broken_response,
+    broken_serve, has_to_wait, made_up, stand_in_as_home,
 };
 use crate::cluster::now;
 
@@ -250,11 +250,20 @@ impl Network {
             let peer = state.peers.get(&to).filter(|peer| peer.is_up)?;
             (Arc::clone(&peer.service), state.breakage)
         };
+        let broken;
+        let request = match breakage {
+            Some(breakage) => {
+                broken = broken_request(breakage, request);
+                &broken
+            }
+            None => request,
+        };
         if let Some(breakage) = breakage
             && !has_to_wait(request)
         {
             let link = Sent { from, to, lane };
-            return Some(broken_serve(breakage, self, link, request, &service));
+            let response = broken_serve(breakage, self, link, request, &service);
+            return Some(broken_response(breakage, response));
         }
         let mut out = Vec::new();
         if let Some(late) = service.serve(request, &mut out).ok()? {
@@ -266,7 +275,11 @@ impl Network {
                 return None;
             }
         }
-        split_frame(&mut BytesMut::from(&out[..]), usize::MAX).ok()?
+        let response = split_frame(&mut BytesMut::from(&out[..]), usize::MAX).ok()??;
+        Some(match breakage {
+            Some(breakage) => broken_response(breakage, response),
+            None => response,
+        })
     }
 
     fn breakage(&self) -> Option<Breakage> {

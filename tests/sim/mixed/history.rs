@@ -80,7 +80,14 @@ impl History {
         self.notes.push(note);
     }
 
-    pub(super) fn note(&mut self, job: &Job, span: Span, seen: Seen, note: String) {
+    /// `is_astray`: the clock of the node that was asked is further off than others follow.
+    pub(super) fn note(
+        &mut self,
+        job: &Job,
+        span: Span,
+        seen: Seen,
+        (note, is_astray): (String, bool),
+    ) {
         self.notes.push(note);
         match &seen {
             Seen::Fate(Fate::Unknown) => self.tally.uncertain += 1,
@@ -89,7 +96,7 @@ impl History {
                 *self.tally.answered.entry(job.work).or_default() += 1;
             }
         }
-        let promises = job.promises();
+        let promises = job.promises() && !is_astray;
         match (&job.what, seen) {
             (What::Tag(tag, _), seen) => self.note_tag(job.key, *tag, &seen),
             (What::Add(value), seen) => self.note_added(job.key, *value, &seen),

@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep};
 
 use super::history::{Fate, History, Seen};
 use crate::cluster::{Cluster, Door, now};
+use crate::faults::Fault;
 
 /// A kind of work. Each has keys of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -66,6 +67,7 @@ pub(super) struct World {
     pub(super) history: Arc<Mutex<History>>,
     pub(super) values: Arc<AtomicU64>,
     pub(super) works: Arc<[Work]>,
+    pub(super) faults: Arc<[Fault]>,
     pub(super) batch_max: u64,
     pub(super) think_ms: u64,
     pub(super) started: Instant,
@@ -96,7 +98,7 @@ impl Job {
             What::Tag(_, action) => action.clone(),
             What::Add(value) => update(&[b"SET", key, &text(*value), b"NX"]),
             What::Free(value) => update(&[b"DELIFEQ", key, &text(*value)]),
-            What::Put(value, ttl, condition) if condition.is_empty() => {
+            What::Put(value, ttl, "") => {
                 // Atomic, so that what was there is known to have been replaced.
                 update(&[b"SET", key, &text(*value), b"GET", b"PX", &text(*ttl)])
             }
@@ -154,9 +156,11 @@ impl World {
     async fn run(&self, node: usize, jobs: &[Job]) {
         let Some(door) = self.open(node) else { return };
         let call = self.history().tick();
+        let was_astray = self.cluster().is_astray(node);
         let at = self.started.elapsed().as_millis();
         let requests = jobs.iter().map(Job::request).collect();
         let outcomes = door.run_all(requests).await;
+        let is_astray = was_astray || self.cluster().is_astray(node);
         let mut history = self.history();
         let end = history.tick();
         let took = self.started.elapsed().as_millis() - at;
@@ -168,7 +172,7 @@ impl World {
                 job.level, job.what
             );
             self.cluster().network.note((call, end, &note));
-            history.note(job, (call, end), seen(outcome), note);
+            history.note(job, (call, end), seen(outcome), (note, is_astray));
         }
     }
 
@@ -315,6 +319,9 @@ impl World {
             for key in 0..KEYS {
                 let mut seen = Vec::new();
                 for node in 0..nodes {
+                    if self.cluster().is_astray(node) {
+                        continue;
+                    }
                     let job = Job {
                         work,
                         key,
