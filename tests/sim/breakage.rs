@@ -80,10 +80,6 @@ pub(crate) enum Breakage {
     FlushesUnread,
     /// A home does not learn that another one may still make an update.
     OpenIsClosed,
-    /// A home takes a state that was made of another one than it holds.
-    BaseIgnored,
-    /// A home that holds an older state than the proposer's expired one is taken to hold that as well.
-    ExpiredIsDecided,
 }
 
 impl Breakage {
@@ -106,14 +102,12 @@ impl Breakage {
     ];
 
     /// Those that only a mix of levels, updates, expiry and flushes shows.
-    pub(crate) const OF_MIX: [Self; 7] = [
+    pub(crate) const OF_MIX: [Self; 5] = [
         Self::ApplyTwice,
         Self::ForgetPromise,
         Self::PromisedIsRepaired,
         Self::FlushesUnread,
         Self::OpenIsClosed,
-        Self::BaseIgnored,
-        Self::ExpiredIsDecided,
     ];
 
     /// Those of requests and hints.
@@ -408,7 +402,7 @@ fn serve_one(
 fn serve_update(
     breakage: Breakage,
     network: &Network,
-    Sent { from, to, .. }: Sent,
+    Sent { to, .. }: Sent,
     header: &RequestHeader<'_>,
     operation: Operation<'_>,
     service: &Arc<dyn PeerService>,
@@ -461,32 +455,6 @@ fn serve_update(
             match FrameReader::new(&served.answer).read() {
                 Ok(Answer::Promised(_)) => Served::acknowledged(header),
                 _ => served,
-            }
-        }
-        (Breakage::BaseIgnored, Operation::Accept(key, proposal, ring)) => {
-            pass(Operation::Accept(key, proposal.on(None), ring))
-        }
-        (Breakage::ExpiredIsDecided, Operation::Promise(key, ..)) => {
-            let served = pass(operation);
-            let Ok(Answer::Promise(held, ..)) = FrameReader::new(&served.answer).read() else {
-                return served;
-            };
-            let stamp = held.map(|record| RecordRef::from(record).stamp());
-            let Some(own) = network.service(from) else {
-                return served;
-            };
-            let own = serve(&own, header, Operation::Read(key));
-            let is_expired = match FrameReader::new(&own.answer).read() {
-                Ok(Answer::Record(Some(record))) => {
-                    let record = RecordRef::from(record);
-                    let now = header.clock.millis();
-                    Some(record.stamp()) > stamp && record.expiry.at.is_some_and(|at| at <= now)
-                }
-                _ => false,
-            };
-            match is_expired {
-                true => promised(own, None),
-                false => served,
             }
         }
         _ => pass(operation),
