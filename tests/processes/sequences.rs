@@ -378,7 +378,8 @@ fn compare(redis: &Redis, nodes: u16, protocol: &'static str, count: u32, seed: 
     let pair = RefCell::new(Pair {
         theirs: Side::new(&redis.address, protocol),
         ours: Side::new(&cluster.nodes[0].resp, protocol),
-        sequences: 0,
+        // Keys of its own: in the other databases of the one Redis those of earlier runs are left.
+        sequences: (u64::from(nodes) << 40) | (u64::from(protocol.as_bytes()[0]) << 32),
         compared: 0,
     });
     let config = Config {
