@@ -7,6 +7,7 @@
 mod clock;
 mod disk;
 mod journal;
+mod memory;
 mod rng;
 mod scheduler_watch;
 mod tasks;
@@ -20,6 +21,7 @@ pub use journal::{
     Changes, Committed, Durability, Found, Journal, JournalBusy, JournalFailed, JournalHealth,
     MemoryJournal,
 };
+pub use memory::trim_memory;
 pub use rng::SeededRng;
 pub use scheduler_watch::{DELAY_BOUNDS_US, Delays, LONG_DELAY, LongDelay, SchedulerWatch};
 pub use tasks::{ComputeError, Tasks, WAITING_MAX, pool_threads};

@@ -673,6 +673,10 @@ impl PeerServer {
 }
 
 impl PeerService for PeerServer {
+    #[expect(
+        clippy::too_many_lines,
+        reason = "an arm an operation, each a few lines"
+    )]
     fn serve(&self, frame: &Bytes, out: &mut Vec<u8>) -> Result<Option<LateResponse>, FrameError> {
         let mut operations = FrameReader::new(frame);
         let RequestHeader {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::sleep;
 
-use crate::env::Env;
+use crate::env::{Env, trim_memory};
 use crate::model::{Epoch, Millis};
 use crate::store::Store;
 
@@ -15,7 +15,15 @@ use crate::store::Store;
 pub async fn sweep(store: Arc<Store>, done: watch::Sender<Epoch>, env: Env) {
     let ticks = u16::try_from(ROUND.as_millis() / TICK.as_millis()).unwrap_or(u16::MAX);
     let batch = usize::from(store.groups().div_ceil(ticks));
+    let mut most = 0;
     loop {
+        // After a flush, after much has expired: what was freed is of no use to anybody here.
+        most = most.max(store.bytes());
+        if most - store.bytes() >= TRIM_BYTES_MIN {
+            most = store.bytes();
+            // A thread that cannot be had: it is tried again when as much is free once more.
+            let _ended = env.tasks.offload(trim_memory).await;
+        }
         let cut = last_cut(env.clock.wall());
         if cut == *done.borrow() {
             sleep(LOOK_INTERVAL).await;
@@ -44,3 +52,5 @@ const ROUND: Duration = Duration::from_millis(1_000);
 /// A tick's work is no pause for requests: three groups of 256.
 const TICK: Duration = Duration::from_millis(10);
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+/// Less is soon in use again.
+const TRIM_BYTES_MIN: u64 = 32 * 1024 * 1024;

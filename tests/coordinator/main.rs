@@ -128,6 +128,7 @@ impl Ring {
         ring
     }
 
+    #[expect(clippy::too_many_lines, reason = "a node is put together")]
     fn start(
         &self,
         id: &NodeId,

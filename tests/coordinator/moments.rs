@@ -1,5 +1,10 @@
 //! Requests at bad moments: no connections yet, a clock that is refused, more deleted keys than keys.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "clients of the test: the runtime of the test ends them"
+)]
+
 use std::time::Duration;
 
 use bytes::Bytes;

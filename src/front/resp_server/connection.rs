@@ -183,6 +183,7 @@ impl<'a> Connection<'a> {
     }
 
     /// Carries out all whole commands of the input.
+    #[expect(clippy::too_many_lines, reason = "one loop over what the parser finds")]
     async fn process(&mut self) -> Next {
         let Self {
             shared,
@@ -214,8 +215,11 @@ impl<'a> Connection<'a> {
                     let args = parser.args(request);
                     if !args.is_empty() {
                         let command = Command::parse(args);
-                        if let Ok(command) = &command {
-                            executor.until_unpaused(command).await;
+                        if let Ok(command) = &command
+                            && shared.pause.is_set()
+                        {
+                            // Rare, and large.
+                            Box::pin(executor.until_unpaused(command)).await;
                         }
                         next = executor.take(command, request).await;
                     }

@@ -461,15 +461,14 @@ impl Executor<'_> {
             clock: &*self.shared.env.clock,
             started: self.shared.env.clock.monotonic(),
         };
-        let sloppy_writes = self
-            .plan
-            .run(
-                (&self.shared.coordinator, &levels),
-                now,
-                counters,
-                (&mut self.output, protocol),
-            )
-            .await;
+        let running = self.plan.run(
+            (&self.shared.coordinator, &levels),
+            now,
+            counters,
+            (&mut self.output, protocol),
+        );
+        // Large, and nothing beside what it does.
+        let sloppy_writes = Box::pin(running).await;
         self.session.note_sloppy_writes(sloppy_writes);
     }
 

@@ -132,7 +132,7 @@ mod tests {
             HeldInput::new(&inputs, &clients, client)
         };
         let (mut first, mut second, mut third) = (hold("a"), hold("b"), hold("c"));
-        let now = tokio::time::Instant::now;
+        let now = || crate::env::Clock::monotonic(&crate::env::SystemClock);
         let start = now();
         assert!(first.set(60, 100));
         // However little there is, one alone may go on.

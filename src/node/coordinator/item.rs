@@ -15,7 +15,6 @@ use crate::protocol::{
 use crate::ring::View;
 
 /// One request under way.
-#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub(super) struct Item {
     pub(super) key: Bytes,
     pub(super) hash: u64,

@@ -160,15 +160,11 @@ async fn simulate(seed: u64, breakage: Option<Breakage>) -> Result<Tally, String
     let settled = settle(&world).await;
     let history = world.history();
     // What clients saw comes first: it says more than that the cluster came to no rest.
+    let progressed_or_why = progressed.as_ref().map(|_| ());
     history
         .check()
-        .and(
-            progressed
-                .as_ref()
-                .map(|_| ())
-                .map_err(|why| (String::new(), why.clone())),
-        )
-        .and(settled.map_err(|why| (String::new(), why)))
+        .and_then(|()| progressed_or_why.map_err(|why| (String::new(), why.clone())))
+        .and_then(|()| settled.map_err(|why| (String::new(), why)))
         .map_err(|(key, why)| {
             let timeline = history.timeline(&key, &faults.log);
             format!("{key}: {why}\n{swarm:?}\n{timeline}")
