@@ -103,8 +103,7 @@ impl PeerServer {
         out: &mut Vec<u8>,
     ) -> bool {
         match operation {
-            // A large one that is not alone in its frame is not given whole.
-            Operation::Read(key) | Operation::ReadLarge(key) => {
+            Operation::Read(key) => {
                 let Some(key) = self.key(key) else {
                     encode(&TOO_BIG, out);
                     return true;
@@ -164,6 +163,7 @@ impl PeerServer {
             | Operation::Hint(..)
             | Operation::HintExpiry(..)
             | Operation::Update(..)
+            | Operation::ReadLarge(_)
             | Operation::Count(_) => {
                 encode(&Answer::Refused(Refusal::Busy), out);
             }
@@ -690,8 +690,8 @@ impl PeerService for PeerServer {
         let wall = self.clock.wall();
         self.replica.note_clock(clock, wall);
         // Before anything is looked at: what was flushed is not there for who knows that.
-        let flushes = flushes.map(|flushes| &flushes[..]);
-        self.replica.merge_flushes(flushes, wall)?;
+        self.replica
+            .merge_flushes(flushes.map(|flushes| &flushes[..]), wall)?;
         let header = ResponseHeader {
             id,
             count,
@@ -747,14 +747,10 @@ impl PeerService for PeerServer {
             }
             if let Operation::ReadLarge(key) = operation
                 && count == 1
-                && let Some(key) = self.key(key)
+                && let Some(late) = self.key(key).and_then(|key| self.read_large(key, header))
             {
-                if let Some(late) = self.read_large(key, header) {
-                    started.cancel(out);
-                    return Ok(Some(late));
-                }
-                encode(&Answer::Refused(Refusal::Busy), out);
-                continue;
+                started.cancel(out);
+                return Ok(Some(late));
             }
             let room = RESPONSE_VALUES_BYTES_MAX.saturating_sub(started.bytes(out));
             is_sure &= self.answer(operation, wall, room, out);

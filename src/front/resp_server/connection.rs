@@ -1,6 +1,7 @@
 //! One connection: bytes in, commands carried out, replies out.
 
 use std::net::IpAddr;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -201,11 +202,7 @@ impl<'a> Connection<'a> {
                 Ok(Parsed::Request { consumed }) => {
                     let large;
                     let request = if consumed >= LARGE_BYTES {
-                        // Taken as it is, without a copy. Little has come behind it: see `read`.
-                        let behind = input.split_off(at + consumed);
-                        let whole = std::mem::replace(input, behind);
-                        large = shared.env.tasks.free_aside(whole).slice(at..);
-                        executor.plan.lend(large.clone());
+                        large = take_whole(input, at..at + consumed, executor);
                         (at, has_taken_large) = (0, true);
                         &large[..]
                     } else {
@@ -224,10 +221,9 @@ impl<'a> Connection<'a> {
                         next = executor.take(command, request).await;
                     }
                     executor.plan.lend(Bytes::new());
-                    if parser.is_authenticated() != executor.session.is_logged_in() {
-                        has_logged_in_or_out = true;
-                        parser.set_authenticated(executor.session.is_logged_in());
-                    }
+                    let is_logged_in = executor.session.is_logged_in();
+                    has_logged_in_or_out |= parser.is_authenticated() != is_logged_in;
+                    parser.set_authenticated(is_logged_in);
                 }
                 Ok(Parsed::TooBig { consumed, bytes }) => {
                     at += consumed;
@@ -238,9 +234,7 @@ impl<'a> Connection<'a> {
                     break;
                 }
                 Err(error) => {
-                    executor.flush().await;
-                    shared.stats.protocol_errors.fetch_add(1, Ordering::Relaxed);
-                    executor.reply().error(&format!("ERR {error}"));
+                    executor.on_protocol_error(&error).await;
                     next = Next::Close;
                 }
             }
@@ -297,6 +291,17 @@ impl<'a> Connection<'a> {
             missing_bytes: self.parser.missing(self.input.len()),
         }
     }
+}
+
+/// Takes a large request as it is, without a copy, and what is before it. Little has come behind it: see
+/// [`read`].
+fn take_whole(input: &mut Vec<u8>, request: Range<usize>, executor: &mut Executor<'_>) -> Bytes {
+    let behind = input.split_off(request.end);
+    let whole = std::mem::replace(input, behind);
+    let tasks = &executor.shared.env.tasks;
+    let large = tasks.free_aside(whole).slice(request.start..);
+    executor.plan.lend(large.clone());
+    large
 }
 
 /// What happens next on a connection.

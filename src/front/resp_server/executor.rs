@@ -29,7 +29,7 @@ use crate::model::Millis;
 use crate::node::coordinator::Local;
 use crate::resp::{
     Args, ClientCommand, Command, CommandError, CommandKind, ConnectionCommand, DataCommand,
-    Encoder, KeysQuery, Limits, Parsed, Parser, Replies, Script,
+    Encoder, KeysQuery, Limits, Parsed, Parser, ProtocolError, Replies, Script,
 };
 use crate::update;
 
@@ -100,6 +100,14 @@ impl Executor<'_> {
         self.now = self.shared.env.clock.wall();
         self.local = self.shared.coordinator.local();
         self.select();
+    }
+
+    /// What came before it is answered, then it.
+    pub(super) async fn on_protocol_error(&mut self, error: &ProtocolError) {
+        self.flush().await;
+        let stats = &self.shared.stats;
+        stats.protocol_errors.fetch_add(1, Ordering::Relaxed);
+        self.reply().error(&format!("ERR {error}"));
     }
 
     /// Takes over the database that the client has selected.

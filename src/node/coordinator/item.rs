@@ -232,6 +232,13 @@ impl Item {
         }
     }
 
+    /// How long the newest value is that a read has seen so far.
+    pub(super) fn newest_bytes(&self) -> usize {
+        let newest = self.read().and_then(ReadOp::newest);
+        let bytes = newest.and_then(|held| held.value_bytes).unwrap_or(0);
+        usize::try_from(bytes).unwrap_or(usize::MAX)
+    }
+
     pub(super) const fn read_mut(&mut self) -> Option<&mut ReadOp> {
         match &mut self.operation {
             Op::Read(op) | Op::Expire(ExpireOp { read: op, .. }) => Some(op),

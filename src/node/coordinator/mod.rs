@@ -422,14 +422,15 @@ impl Coordinator {
         ran: &mut Ran,
     ) {
         let looks: Vec<_> = requests.iter().map(Look::of).collect();
-        Batch::run(&self.0, requests, room, ran).await;
+        // Boxed: its state is larger than all that is around it.
+        Box::pin(Batch::run(&self.0, requests, room, ran)).await;
         if let [(0, _, Deferred::Large { bytes })] = ran.deferred[..]
             && is_alone
         {
             let requests = ran.deferred.drain(..).map(|(_, request, _)| request);
             let requests = requests.collect();
             ran.outcomes.clear();
-            Batch::run_large(&self.0, requests, bytes, ran).await;
+            Box::pin(Batch::run_large(&self.0, requests, bytes, ran)).await;
         }
         self.look_again(looks, &mut ran.outcomes).await;
     }

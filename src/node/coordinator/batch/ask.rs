@@ -68,9 +68,11 @@ impl Batch {
         };
         let to = self.replica(state, item, replica);
         let stands_in = state.items[item].stand_in(replica).is_some();
+        // Known to be so where it is fetched for the sake of a repair.
+        let is_large = self.takes_large || state.items[item].newest_bytes() >= LARGE_BYTES;
         let State { items, outbox, .. } = state;
         let key = &items[item].key;
-        if whole && self.takes_large && !stands_in {
+        if whole && is_large && !stands_in {
             // Not at once on this node either: see [`Batch::read_here`].
             let ask = Operation::ReadLarge(ByteSlice::new(key));
             return outbox.push_alone(to, &ask, expected);

@@ -25,9 +25,7 @@ impl Batch {
         if !item.may_be_deferred() {
             return None;
         }
-        let newest = item.read().and_then(ReadOp::newest);
-        let bytes = newest.and_then(|held| held.value_bytes).unwrap_or(0);
-        let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+        let bytes = item.newest_bytes();
         match state.room.is_full {
             _ if !self.takes_large && bytes >= LARGE_BYTES => Some(Deferred::Large { bytes }),
             true => Some(Deferred::NoRoom),
