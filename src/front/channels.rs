@@ -572,6 +572,7 @@ mod tests {
             let name = format!("c{client}").into_bytes();
             let (mailbox, mail, closed) = mailbox();
             channels.listen(client, (&name, false), &mailbox).unwrap();
+            channels.publish(&Bytes::from(name.clone()), &text, start());
             channels.publish(&Bytes::from(name), &text, start());
             slow.push((mail, closed));
         }

@@ -11,7 +11,7 @@ use quorate::net::{Lane, PeerService};
 use quorate::protocol::Lineage;
 use quorate::wire::{
     Answer, FrameReader, LENGTH_BYTES, Operation, RequestHeader, ResponseHeader, WireProposal,
-    WireRecord, WireUpdates, encode, finish_frame, from_wire, split_frame, start_frame,
+    WireRecord, encode, finish_frame, from_wire, split_frame, start_frame,
 };
 use serde_bytes::Bytes as ByteSlice;
 use tokio::time::Instant;
@@ -74,12 +74,8 @@ pub(crate) enum Breakage {
     AdoptOlder,
     /// An update that is tried again is made again.
     ApplyTwice,
-    /// A repair that was refused because of a promise counts as done.
-    PromisedIsRepaired,
     /// What frames carry of flushes is lost.
     FlushesUnread,
-    /// A home does not learn that another one may still make an update.
-    OpenIsClosed,
 }
 
 impl Breakage {
@@ -102,13 +98,8 @@ impl Breakage {
     ];
 
     /// Those that only a mix of levels, updates, expiry and flushes shows.
-    pub(crate) const OF_MIX: [Self; 5] = [
-        Self::ApplyTwice,
-        Self::ForgetPromise,
-        Self::PromisedIsRepaired,
-        Self::FlushesUnread,
-        Self::OpenIsClosed,
-    ];
+    pub(crate) const OF_MIX: [Self; 3] =
+        [Self::ApplyTwice, Self::ForgetPromise, Self::FlushesUnread];
 
     /// Those of requests and hints.
     pub(crate) const ALL: [Self; 18] = [
@@ -202,23 +193,14 @@ pub(crate) fn made_up(request: &Bytes) -> Option<Bytes> {
 
 /// What arrives of a request.
 pub(crate) fn broken_request(breakage: Breakage, request: &Bytes) -> Bytes {
-    if !matches!(breakage, Breakage::FlushesUnread | Breakage::OpenIsClosed) {
+    if breakage != Breakage::FlushesUnread {
         return request.clone();
     }
     let (header, operations) = parse(request);
-    let flushes = header
-        .flushes
-        .filter(|_| breakage != Breakage::FlushesUnread);
     let mut out = Vec::new();
+    let flushes = None;
     let start = start_frame(&RequestHeader { flushes, ..header }, &mut out);
     for operation in operations {
-        let operation = match operation {
-            Operation::Update(key, updates) if breakage == Breakage::OpenIsClosed => {
-                let is_open = false;
-                Operation::Update(key, WireUpdates { is_open, ..updates })
-            }
-            operation => operation,
-        };
         encode(&operation, &mut out);
     }
     finish_frame(start, &mut out);
@@ -449,13 +431,6 @@ fn serve_update(
             };
             let proposal = WireProposal::new(record, proposal.lineage, None);
             pass(Operation::Accept(key, proposal, ring))
-        }
-        (Breakage::PromisedIsRepaired, Operation::Write(..)) => {
-            let served = pass(operation);
-            match FrameReader::new(&served.answer).read() {
-                Ok(Answer::Promised(_)) => Served::acknowledged(header),
-                _ => served,
-            }
         }
         _ => pass(operation),
     }
