@@ -6,7 +6,7 @@ use tokio::time::Instant;
 use super::inbox::Inbox;
 use super::post::Post;
 use super::proposer::Parts;
-use crate::model::{HashedKey, HlcTime, NodeTag, Record, RecordRef, Version};
+use crate::model::{HashedKey, HlcTime, NodeTag, Record, RecordRef, Stamp, Version};
 use crate::net::Response;
 use crate::protocol::{Lineage, Promise, Proposed};
 use crate::ring::View;
@@ -157,6 +157,15 @@ impl<'a> Homes<'a> {
     }
 
     /// This node's own number among them, if it is one of them in the ring of now as well.
+    /// Whether a majority may hold this state: unless this node, as a home, knows of another one.
+    pub(super) fn may_be_held(&self, stamp: Option<Stamp>) -> bool {
+        let held = || {
+            let replica = &self.parts.replica;
+            replica.read(self.key, |record| record.map(|record| record.stamp()))
+        };
+        self.own().is_none() || held() == stamp
+    }
+
     fn own(&self) -> Option<usize> {
         let own = self.parts.self_tag;
         let home = self.homes.iter().position(|&home| home == own)?;

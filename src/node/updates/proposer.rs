@@ -290,7 +290,7 @@ impl Proposer {
     async fn drive(&self, op: &mut UpdateOp, round: &Round<'_>, standing: Option<Standing>) {
         let parts = &self.0.parts;
         let told = Inbox::default();
-        let mut action = match standing.filter(|standing| self.stands(standing, round.key)) {
+        let mut action = match standing.filter(|standing| self.stands(standing, round)) {
             Some(standing) => op.begin_standing(standing, self.now()),
             None => UpdateAction::Again {
                 past: Version::default(),
@@ -460,10 +460,15 @@ impl Proposer {
         })
     }
 
-    /// Whether a promise is young enough to count on.
-    fn stands(&self, standing: &Standing, key: &[u8]) -> bool {
+    /// Whether a promise is young enough to count on, and the state is still what this node holds: after
+    /// a plain write nobody would take what is made of the one before, and whether it was taken by
+    /// some could not be known.
+    fn stands(&self, standing: &Standing, round: &Round<'_>) -> bool {
         let parts = &self.0.parts;
-        let flushed = parts.replica.flush_of(key);
+        if !round.homes.may_be_held(standing.stamp()) {
+            return false;
+        }
+        let flushed = parts.replica.flush_of(round.key);
         if flushed.is_some_and(|up_to| standing.is_flushed(up_to)) {
             return false;
         }

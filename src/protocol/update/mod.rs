@@ -139,6 +139,12 @@ impl Standing {
         self.ring
     }
 
+    /// What the majority holds.
+    #[must_use]
+    pub fn stamp(&self) -> Option<Stamp> {
+        self.promise.record.as_ref().map(Record::stamp)
+    }
+
     /// Whether the state was flushed, if that was done up to this version: it is not known then what
     /// homes hold.
     #[must_use]
