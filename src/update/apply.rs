@@ -85,7 +85,7 @@ fn run_script(script: Script<'_>, state: &mut State, context: Context<'_>) -> Re
 }
 
 #[cfg(not(feature = "scripts"))]
-fn run_script(_: Script<'_>, _: &mut State, _: Context) -> Reply {
+fn run_script(_: Script<'_>, _: &mut State, _: Context<'_>) -> Reply {
     Reply::Error("ERR this node was built without scripts".to_owned())
 }
 
