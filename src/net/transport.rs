@@ -31,7 +31,7 @@ pub enum Lane {
 pub const LARGE_BYTES: usize = 128 * 1024;
 
 /// How long an operation that moves so many bytes may take where a small one has `timeout`: as long
-/// as they need at [`RATE_MIN`]. Every wait for a large request is derived from this one.
+/// as they need at `RATE_MIN`. Every wait for a large request is derived from this one.
 #[must_use]
 pub fn time_budget(timeout: Duration, bytes: usize) -> Duration {
     match bytes {

@@ -7,6 +7,7 @@ mod edges;
 mod flush;
 mod moments;
 mod sloppy;
+#[cfg(feature = "scripts")]
 mod slow;
 
 use std::sync::Arc;

@@ -34,7 +34,7 @@ impl Coordinator {
     /// Keys from a cursor on; 0 is the beginning. Of every partition r homes are asked, and what the
     /// newest of them says counts.
     ///
-    /// A page ends with `count` keys, or once its homes have told [`PAGE_TOLD_BYTES_MAX`] of keys and
+    /// A page ends with `count` keys, or once its homes have told `PAGE_TOLD_BYTES_MAX` of keys and
     /// tombstones, whatever it found: it may be empty and not the last.
     ///
     /// # Errors
