@@ -1,6 +1,7 @@
 //! The doors: where requests come in and answers go out.
 
 pub mod admin;
+mod answers;
 pub mod certificates;
 pub mod channels;
 pub mod doctor;

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use serde_bytes::Bytes as ByteSlice;
 use tokio::sync::{Semaphore, oneshot, watch};
 
+use super::answers::{answer_of, to_answer};
 use super::channels::Channels;
 use crate::env::{Clock, Tasks};
 use crate::model::{
@@ -15,9 +16,9 @@ use crate::model::{
 };
 use crate::net::{LARGE_BYTES, LateResponse, PeerService};
 use crate::node::anti_entropy::Responder;
-use crate::node::handoff::{Handoff, HintReply, MissedRef, NewHint};
+use crate::node::handoff::{Handoff, MissedRef, NewHint};
 use crate::node::key_pages::{KeysWanted, key_pages};
-use crate::node::replica::{Replica, Written};
+use crate::node::replica::Replica;
 use crate::node::updates::Proposer;
 use crate::protocol::{MissedExpiry, UpdateId, Updated, Updates};
 use crate::ring::{Partitions, View};
@@ -795,26 +796,6 @@ impl OtherRing {
 fn finish(frame: ResponseFrame, replica: &Replica, is_sure: bool, out: &mut Vec<u8>) {
     let flushes = replica.encoded_flushes();
     frame.finish(is_sure, flushes.as_deref(), out);
-}
-
-const fn to_answer(written: Written) -> Answer<'static> {
-    match written {
-        Written::Applied(prior) => Answer::Applied(prior),
-        Written::Superseded(by) => Answer::Superseded(by),
-        Written::Promised(ballot) => Answer::Promised(to_wire(ballot)),
-    }
-}
-
-fn answer_of(reply: HintReply) -> Answer<'static> {
-    match reply {
-        HintReply::Written(written) => to_answer(written),
-        HintReply::Expiry(ExpiryChange::Done {
-            now_held,
-            expired_at_before,
-        }) => Answer::Expiry(now_held, expired_at_before),
-        HintReply::Expiry(ExpiryChange::Superseded { by }) => Answer::ExpirySuperseded(by),
-        HintReply::Refused(refusal) => Answer::Refused(refusal),
-    }
 }
 
 const TOO_BIG: Answer<'static> = Answer::Refused(Refusal::TooBig);

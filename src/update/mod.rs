@@ -7,7 +7,7 @@ mod apply;
 mod hash;
 #[cfg(test)]
 #[cfg(feature = "scripts")]
-mod hostile_tests;
+mod hostile;
 #[cfg(feature = "scripts")]
 mod json;
 #[cfg(feature = "scripts")]

@@ -46,6 +46,7 @@ mod ring_wide;
 mod scripts;
 mod server;
 mod session;
+mod shapes;
 mod slowlog;
 mod span;
 mod stats;

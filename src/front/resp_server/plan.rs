@@ -25,6 +25,7 @@ use crate::wire::Refusal;
 use super::clients::Client;
 use super::output::{Closed, Output};
 use super::replies::{Shape, count_read, counts, encode, encode_value, error_text, held};
+use super::shapes::{is_read, tells_value};
 use super::slowlog::{SlowEntry, SlowLog, SlowRules};
 use super::span::Span;
 use super::stats::{RespStats, Tally};
@@ -612,28 +613,6 @@ const fn value_bytes(outcome: &Outcome) -> usize {
         Outcome::Value(Some(value)) | Outcome::Hash(value) => value.len(),
         _ => 0,
     }
-}
-
-/// Whether a command changes nothing: several of those may be under way at once without anybody
-/// seeing an order.
-pub(super) const fn is_read(command: &DataCommand<'_>) -> bool {
-    use DataCommand as D;
-    match command {
-        D::Get { .. } | D::MGet { .. } | D::Exists { .. } | D::Ttl { .. } | D::Type { .. } => true,
-        D::StrLen { .. } | D::Part { .. } | D::Hash { .. } | D::Usage { .. } => true,
-        D::Script(script) | D::NamedScript(script) => script.is_read_only,
-        D::Set { .. } | D::MSet { .. } | D::Del { .. } | D::Expire { .. } => false,
-        D::Persist { .. } | D::Update { .. } => false,
-    }
-}
-
-/// Whether the reply to an update may hold a value.
-const fn tells_value(kind: CommandKind) -> bool {
-    use CommandKind as K;
-    matches!(
-        kind,
-        K::Set | K::GetSet | K::GetDel | K::GetEx | K::Eval | K::EvalRo | K::EvalSha | K::EvalShaRo
-    )
 }
 
 /// Whether a command has so few keys that it is carried out in one go without others waiting long, and

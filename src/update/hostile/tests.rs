@@ -10,7 +10,7 @@ use bytes::Bytes;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use super::{Change, Context, Limit, Reply, State, Watch};
+use super::super::{Change, Context, Limit, Reply, State, Watch};
 use crate::model::Millis;
 
 /// A clock that goes on by 100 us each time it is looked at: what is endless ends soon.

@@ -1,0 +1,3 @@
+//! Scripts that would end the process, if they could.
+
+mod tests;
