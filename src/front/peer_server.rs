@@ -7,7 +7,7 @@ use bytes::Bytes;
 use serde_bytes::Bytes as ByteSlice;
 use tokio::sync::{Semaphore, oneshot, watch};
 
-use super::answers::{answer_of, to_answer};
+use super::answers::{TOO_BIG, answer_of, finish, to_answer};
 use super::channels::Channels;
 use crate::env::{Clock, Tasks};
 use crate::model::{
@@ -790,15 +790,6 @@ impl OtherRing {
         self.now.has_moved_since(self.version, key.partition)
     }
 }
-
-/// Ends a response, with the flushes that its answers were judged by, all of them: one that comes
-/// while they are written is told as well.
-fn finish(frame: ResponseFrame, replica: &Replica, is_sure: bool, out: &mut Vec<u8>) {
-    let flushes = replica.encoded_flushes();
-    frame.finish(is_sure, flushes.as_deref(), out);
-}
-
-const TOO_BIG: Answer<'static> = Answer::Refused(Refusal::TooBig);
 
 /// Twice as many partitions as a coordinator asks for at once.
 const KEYS_WANTED_MAX: usize = 1_024;
