@@ -247,9 +247,13 @@ mod tests {
                 assert_eq!(tasks.compute(work).await, Ok(()));
             });
         }
-        tokio::task::yield_now().await;
-        for _ in 0..turns {
-            has_begun.recv().unwrap();
+        // Without blocking this thread: the tasks need it to begin.
+        let mut count = 0;
+        while count < turns {
+            match has_begun.try_recv() {
+                Ok(()) => count += 1,
+                Err(_not_yet) => tokio::task::yield_now().await,
+            }
         }
         let (done, is_done) = mpsc::channel();
         for _ in 0..WAITING_MAX {
@@ -267,7 +271,16 @@ mod tests {
             tokio::task::yield_now().await;
         }
         assert_eq!(tasks.compute(|| 7).await, Ok(7));
-        assert!(is_done.iter().take(WAITING_MAX).all(|done| done.is_ok()));
+        let mut count = 0;
+        while count < WAITING_MAX {
+            match is_done.try_recv() {
+                Ok(done) => {
+                    assert_eq!(done, Ok(()));
+                    count += 1;
+                }
+                Err(_not_yet) => tokio::task::yield_now().await,
+            }
+        }
     }
 
     #[tokio::test]
