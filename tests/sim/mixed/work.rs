@@ -127,7 +127,9 @@ impl Job {
             key: self.key(),
             action: self.action(),
             level: self.level,
-            is_sloppy: true,
+            // Where fewer than r homes answer, a sloppy read answers what is left, perhaps an old value: the
+            // README excepts it. A strict one answers NOQUORUM.
+            is_sloppy: !matches!(self.what, What::Get),
         }
     }
 }
