@@ -351,7 +351,7 @@ impl Proposer {
     /// Applies the updates to the state that is known: at once if that is short, and on the pool for
     /// slow work otherwise, so that no request of another key waits for a script of this one.
     async fn evaluate(&self, op: &mut UpdateOp, round: &Round<'_>) -> UpdateAction {
-        let Some(evaluation) = op.evaluation() else {
+        let Some(evaluation) = op.evaluation(self.now()) else {
             return op.on_deadline();
         };
         let ballot = op.ballot();
@@ -478,7 +478,11 @@ impl Proposer {
         let wall = parts.env.clock.wall();
         let is_believable = parts.clock.check(ballot.hlc, wall).is_ok()
             && parts.replica.may_keep(ballot, parts.env.clock.monotonic());
-        is_believable && age_ms < STANDING_MS_MAX
+        // Nobody is asked before it is evaluated: another node's clock may be past the expiry already.
+        let may_have_expired = standing
+            .expires_at()
+            .is_some_and(|at| at > now && at.0 - now.0 < EXPIRY_APART_MS);
+        is_believable && age_ms < STANDING_MS_MAX && !may_have_expired
     }
 
     /// Waits about so long: others may be at it as well.
@@ -563,6 +567,8 @@ const LINGER: Duration = Duration::from_millis(20);
 /// With more keys than that nobody lingers.
 const LINGERING_MAX: usize = 1_000;
 const FEW_KEYS: usize = 32;
+/// As far as clocks that are followed may be apart: the default of `max_clock_drift`, and some more.
+const EXPIRY_APART_MS: u64 = 20_000;
 /// Far younger than what homes refuse as too old.
 const STANDING_MS_MAX: u64 = 1_000;
 /// About as long as a promise is kept up for what may follow, see `LINGER`.

@@ -395,7 +395,7 @@ fn evaluate(
     action: Option<UpdateAction>,
     next: Option<Version>,
 ) -> Option<UpdateAction> {
-    match op.evaluation() {
+    match op.evaluation(Millis(0)) {
         Some(evaluation) => op.on_evaluated(evaluation.run(&Limit::of_steps()), || next),
         None => action,
     }

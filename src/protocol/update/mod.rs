@@ -145,6 +145,12 @@ impl Standing {
         self.promise.record.as_ref().map(Record::stamp)
     }
 
+    /// When the state expires.
+    #[must_use]
+    pub fn expires_at(&self) -> Option<Millis> {
+        self.promise.record.as_ref()?.expiry.at
+    }
+
     /// Whether the state was flushed, if that was done up to this version: it is not known then what
     /// homes hold.
     #[must_use]
@@ -368,11 +374,13 @@ impl UpdateOp {
         Some(self.evaluate(newest, Basis::Promised { is_decided }))
     }
 
-    /// What is to be evaluated now; once.
-    pub fn evaluation(&mut self) -> Option<Evaluation> {
+    /// What is to be evaluated now; once. `now` is read after the homes have answered, so that it is
+    /// later than what their clocks had passed: what anybody has seen expire has expired.
+    pub fn evaluation(&mut self, now: Millis) -> Option<Evaluation> {
         let Phase::Evaluating { on, .. } = &mut self.phase else {
             return None;
         };
+        self.now = self.now.max(now);
         Some(Evaluation {
             of: Arc::clone(&self.of),
             on: on.take()?,

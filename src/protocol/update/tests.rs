@@ -66,7 +66,7 @@ fn promised(
     next: impl FnOnce() -> Option<Version>,
 ) -> Option<UpdateAction> {
     let action = op.on_promise(replica, ballot, promise);
-    match op.evaluation() {
+    match op.evaluation(Millis(0)) {
         Some(evaluation) => op.on_evaluated(evaluation.run(&Limit::of_steps()), next),
         None => action,
     }
@@ -79,7 +79,7 @@ fn begun_standing(
     next: impl FnOnce() -> Option<Version>,
 ) -> UpdateAction {
     let action = op.begin_standing(standing, now);
-    match op.evaluation() {
+    match op.evaluation(Millis(0)) {
         Some(evaluation) => op
             .on_evaluated(evaluation.run(&Limit::of_steps()), next)
             .unwrap(),
