@@ -19,6 +19,9 @@
 //! node is the broken one of **Progress** in a run that has such a fault: with another one broken as well, keys with
 //! both for homes have no majority.
 //!
+//! Requests are not doubled here, as they are in `updates`: QUIC delivers a request once. Where it were doubled, an
+//! update that was found unchanged and answered so could be applied by its double.
+//!
 //! **Open.** In some of the runs with that fault (seeds 15, 25, 26, 43) `linearizable` makes no progress within ten
 //! seconds on one node of the majority, and why is not known yet: there it is not demanded.
 
@@ -94,6 +97,7 @@ impl Swarm {
             works.push(Work::ALL[usize::try_from(seed % 4).unwrap_or(0)]);
         }
         let mut faults: Vec<Fault> = Fault::ALL.into_iter().filter(|_| below(2) > 0).collect();
+        faults.retain(|fault| *fault != Fault::Duplication);
         if faults.is_empty() {
             faults.push(Fault::Pause);
         }
