@@ -123,7 +123,7 @@ impl History {
                     Work::Tag => {}
                     Work::Add | Work::Expire | Work::Flush => {
                         let number = value.as_ref().map(number);
-                        if let Some(value) = number {
+                        if promises && let Some(value) = number {
                             self.forbid_refused(value);
                         }
                         if promises {

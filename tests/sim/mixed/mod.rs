@@ -4,7 +4,8 @@
 //!
 //! - **Tagged increments.** Each increment has a field of its own in a hash. In the end a field is 1 if its
 //!   increment was acknowledged, absent if it was answered with "not applied", and never 2.
-//! - **Refused is refused.** A value whose `SET NX` was answered with nil, or with "not applied", is never seen.
+//! - **Refused is refused.** A value whose `SET NX` was answered with nil, or with "not applied", is never seen at `quorum`
+//!   or above. (A home may hold for a moment what was proposed to it and not decided; `one` shows that.)
 //! - **Gone is gone.** Where only updates write, a value that was seen, then was not there, is not
 //!   seen again: neither by an update nor by a read at `quorum` or above. So no value comes back after its TTL.
 //! - **Flushed is flushed.** What was written before an acknowledged flush began is not read at `quorum` or above, nor

@@ -57,7 +57,10 @@ impl Batch {
             }
             // An update is being made there, perhaps of an older state than what was read: unless a quorum
             // takes that, it may be gone in a moment, and must not be seen. It is read again as an update.
-            (What::Repaired, Reply::Written(Written::Promised(_))) if is_read => {
+            // The same where something newer is held already: an update may have made it of an older state.
+            (What::Repaired, Reply::Written(Written::Promised(_) | Written::Superseded(_)))
+                if is_read =>
+            {
                 op.on_promised(replica, &mut actions);
                 is_in_the_way = true;
             }
