@@ -25,7 +25,7 @@ use crate::net::{CallError, FrameContext, Lane, ReplySink, Response, time_budget
 use crate::node::admission::Admitted;
 use crate::node::handoff::Owed;
 use crate::node::hedging::late_after;
-use crate::protocol::WriteSample;
+use crate::protocol::{QuorumNotMet, WriteSample};
 use crate::ring::View;
 use crate::wire::{FrameError, Refusal};
 
@@ -170,7 +170,7 @@ impl Batch {
                 }
                 room = room.saturating_sub(value_bytes(&outcome));
                 match ran.outcomes.get_mut(place) {
-                    Some(earlier) => *earlier = outcome,
+                    Some(earlier) => *earlier = latest(earlier, outcome),
                     None => ran.outcomes.push(outcome),
                 }
             }
@@ -661,6 +661,21 @@ fn has_later_write(items: &[Item], item: usize) -> bool {
     items[item + 1..]
         .iter()
         .any(|later| is_write(later) && later.key == items[item].key)
+}
+
+/// What a further try has come to. A home that acknowledged an earlier one holds the write, also if the
+/// last try had no time left to hear from it.
+fn latest(earlier: &Outcome, outcome: Outcome) -> Outcome {
+    match (earlier, outcome) {
+        (
+            Outcome::Failed(RequestError::Write(before)),
+            Outcome::Failed(RequestError::Write(now)),
+        ) if before.got > now.got => Outcome::Failed(RequestError::Write(QuorumNotMet {
+            got: before.got,
+            ..now
+        })),
+        (_, outcome) => outcome,
+    }
 }
 
 const fn value_bytes(outcome: &Outcome) -> usize {
